@@ -1,0 +1,61 @@
+"""A Batch: the numpy views and the addresses of one block. Made once a slot and kept; never remade on the path."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.core import layout
+from broker.core.layout import Geometry
+
+Bytes = NDArray[np.uint8]
+
+
+class Batch:
+    """Views over the memory of one block.
+
+    | name | dtype[shape] | meaning |
+    |---|---|---|
+    | block | BLOCK[1] | header; kernels use `block_at` |
+    | packets | PACKET[max_packets] | valid below `block["n_packets"][0]` |
+    | verdicts | VERDICT[max_packets] | same |
+    | frames | FRAME[max_frames] | valid below `block["n_frames"][0]` |
+    | headers | uint8[header_bytes] | outer headers |
+    | data | uint8[data_bytes] | packet bytes; LINE bytes of slack follow |
+    | *_at | int | address of each, for kernels |
+    """
+
+    __slots__ = (
+        "block", "block_at", "data", "data_at", "data_bytes", "frames", "frames_at", "header_bytes", "headers", "headers_at",
+        "max_frames", "max_packets", "memory", "packets", "packets_at", "seq", "verdicts", "verdicts_at",
+    )  # fmt: skip
+
+    def __init__(self, memory: Bytes, geometry: Geometry) -> None:
+        o = layout.block_offsets(geometry)
+        self.memory = memory
+        self.seq = 0  # of the batch in it now; set by the ring before each step
+        self.max_packets, self.max_frames = geometry.max_packets, geometry.max_frames
+        self.header_bytes, self.data_bytes = geometry.header_bytes, geometry.data_bytes
+        base = int(memory.ctypes.data)
+        self.block_at = base
+        self.packets_at, self.verdicts_at, self.frames_at = base + o.packets, base + o.verdicts, base + o.frames
+        self.headers_at, self.data_at = base + o.headers, base + o.data
+
+        def rows(at: int, n: int, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+            return memory[at : at + n * dtype.itemsize].view(dtype)
+
+        self.block = rows(0, 1, layout.BLOCK)
+        self.packets = rows(o.packets, geometry.max_packets, layout.PACKET)
+        self.verdicts = rows(o.verdicts, geometry.max_packets, layout.VERDICT)
+        self.frames = rows(o.frames, geometry.max_frames, layout.FRAME)
+        self.headers = memory[o.headers : o.headers + geometry.header_bytes]
+        self.data = memory[o.data : o.data + geometry.data_bytes]
+
+
+def heap_batch(geometry: Geometry | None = None) -> Batch:
+    """A batch on the heap, zeroed and page-aligned: a stage tested without a ring."""
+    geometry = geometry or Geometry()
+    size = layout.block_offsets(geometry).block_bytes
+    raw = np.zeros(size + layout.PAGE, np.uint8)
+    skip = -int(raw.ctypes.data) % layout.PAGE
+    return Batch(raw[skip : skip + size], geometry)

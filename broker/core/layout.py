@@ -1,0 +1,262 @@
+"""What lies where in shared memory, and who may write it. No algorithms here.
+
+A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0600) that every process maps::
+
+    control            PIPELINE header | tool_sequence int64[TOOLS]                     written: supervisor | encapsulate (fetch_add)
+    lane-0 ...         LANE header | WORKER rows | counters | tickets | blocks          see below
+    generation-1 ...   msgpack: the plan that blocks stamped 1 are handled by           written once: supervisor
+    policy-1 ...       the compiled policy image of that generation                     written once: supervisor
+    *.bell host.sock   sockets
+
+A lane file, each part starting on a page::
+
+    LANE header
+    WORKER[n_workers]                 one row a worker, ordered capture, filter..., encapsulate..., send...
+    committed int64[n_workers, 2, COUNTERS]      a worker's totals, twice: the even or odd one is valid by its cursor
+    live      int64[n_workers, COUNTERS]         what may move between blocks (times, kernel drops)
+    TICKET[2 * n_blocks]              first sequence number of each tool in a block, kept a lap longer than the block
+    block[n_blocks]
+
+A block::
+
+    BLOCK header                      one 64-byte line per writing stage
+    PACKET[max_packets]               capture
+    VERDICT[max_packets]              filter
+    FRAME[max_frames]                 encapsulate
+    headers uint8[header_bytes]       encapsulate
+    data    uint8[data_bytes + SLACK] capture
+
+Single writer per column (``WRITERS``; tests/core/test_single_writer.py checks that a stage changes nothing else), so doing a block
+again is harmless and a worker killed anywhere resumes at its cursor.
+
+To look at the live value of the first worker's cursor of lane 0::
+
+    od -A d -t d8 -j 4096 -N 8 /dev/shm/tapmesh-NAME/lane-0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LAYOUT_VERSION = 1
+PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
+LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
+
+PAGE = 4096
+LINE = 64
+SLACK = 64  # kernels may load and store whole 64-byte lines past the last byte
+
+TOOLS = 64  # one verdict bit each
+MAPS = 256
+INPUTS = 64
+MAX_FRAME_BYTES = 262_144  # the largest record that libpcap accepts too (MAX_SNAPLEN)
+
+STAGES = ("capture", "filter", "encapsulate", "send")
+
+
+def _row(size: int, *fields: tuple[Any, ...]) -> np.dtype[np.void]:
+    """A record of aligned fields, padded to `size` bytes."""
+    packed = np.dtype(list(fields), align=True)
+    assert packed.names is not None
+    assert packed.fields is not None
+    assert packed.itemsize <= size, packed
+    return np.dtype(
+        {
+            "names": list(packed.names),
+            "formats": [packed.fields[name][0] for name in packed.names],
+            "offsets": [packed.fields[name][1] for name in packed.names],
+            "itemsize": size,
+        }
+    )
+
+
+PIPELINE = _row(
+    PAGE,
+    ("magic", "<i8"),
+    ("version", "<i8"),
+    ("generation", "<i8"),  # what capture stamps on its next block; written by the supervisor
+    ("created_ns", "<i8"),  # wall clock
+    ("n_lanes", "<i8"),
+    ("supervisor_pid", "<i8"),
+)
+
+LANE = _row(
+    PAGE,
+    ("magic", "<i8"),
+    ("version", "<i8"),
+    ("lane", "<i8"),
+    ("n_blocks", "<i8"),
+    ("max_packets", "<i8"),
+    ("max_frames", "<i8"),
+    ("header_bytes", "<i8"),
+    ("data_bytes", "<i8"),
+    ("n_counters", "<i8"),
+    ("n_filter", "<i8"),
+    ("n_encapsulate", "<i8"),
+    ("n_send", "<i8"),
+    ("file_bytes", "<i8"),
+)
+
+# The first line is what neighbours look at for every block; the second is for the supervisor.
+WORKER = _row(
+    2 * LINE,
+    ("cursor", "<i8"),  # every block of mine below this is published
+    ("parked", "<i8"),  # 1: asleep, ring my bell. Set by the worker, cleared by who rings
+    ("pad", "<i8", (6,)),
+    ("progress", "<i8"),  # send: frames of the block at `cursor` that have been handed over already
+    ("heartbeat_ns", "<i8"),  # CLOCK_MONOTONIC
+    ("pid", "<i8"),
+    ("state", "<i8"),  # STATE_*
+    ("epoch", "<i8"),  # number of starts
+    ("generation", "<i8"),  # tables in use
+    ("error", "<i8"),  # exit code it chose, 0 none
+    ("stop_at", "<i8"),
+)
+
+STATE_NEW, STATE_STARTING, STATE_RUNNING, STATE_DRAINING, STATE_FINISHED, STATE_STOPPED = range(6)
+STATE_NAMES = ("new", "starting", "running", "draining", "finished", "stopped")
+"""finished: a source that has published its last block, still alive; stopped: drained and gone on purpose."""
+
+BLOCK = np.dtype(
+    {
+        "names": [
+            "seq",  # line 0: capture. seq + 1 of the batch in it, so that 0 means never filled
+            "n_packets",
+            "data_used",
+            "generation",  # the policy and the tools by which every packet of this block is handled, in every stage
+            "n_wanted",  # line 1: filter. Frames asked for: set verdict bits
+            "n_frames",  # line 2: encapsulate
+            "headers_used",
+        ],
+        "formats": ["<i8", "<i8", "<i8", "<i8", "<i8", "<i8", "<i8"],
+        "offsets": [0, 8, 16, 24, LINE, 2 * LINE, 2 * LINE + 8],
+        "itemsize": 4 * LINE,
+    }
+)
+
+PACKET = np.dtype(
+    [
+        ("ts_ns", "<i8"),  # since the Unix epoch
+        ("data_at", "<u4"),  # offset in the block's data
+        ("caplen", "<u4"),  # bytes stored
+        ("wirelen", "<u4"),  # bytes it had on the wire
+        ("input", "<u2"),  # slot of the input
+        ("flags", "<u2"),  # PACKET_*
+    ],
+    align=True,
+)
+PACKET_TAG_RESTORED = 1  # the kernel had stripped the outer VLAN tag
+
+VERDICT = np.dtype(
+    [
+        ("verdict", "<i8"),  # bit t: tool slot t wants it; 0: nobody (bit 63 is the sign)
+        ("flow", "<u4"),  # symmetric flow hash
+        ("cause", "<u2"),  # CAUSE_*
+        ("pad", "<u2"),
+    ],
+    align=True,
+)
+
+CAUSE_FORWARDED = 0  # at least one tool
+CAUSE_FILTERED = 1  # no map passed it and there is no collector
+CAUSE_RULE = 2  # a drop rule decided and nobody else wanted it
+CAUSE_UNDETERMINED = 3  # undetermined, and the map says not to deliver such
+CAUSE_COLLECTED = 4  # no map took it, the collector did
+
+FRAME = np.dtype(
+    [
+        ("packet", "<u4"),  # row in PACKET
+        ("tool", "<u2"),  # slot
+        ("header_len", "<u2"),  # 0: bare packet (file tools)
+        ("header_at", "<u4"),  # offset in the block's headers
+        ("data_at", "<u4"),  # offset in the block's data
+        ("data_len", "<u4"),
+        ("share", "<u4"),  # share % n_send is the send worker that takes it: flow hash for tunnels, tool slot for files
+    ],
+    align=True,
+)
+
+TICKET = _row(9 * LINE, ("seq", "<i8"), ("first", "<i8", (TOOLS,)))
+"""first[t]: sequence number of tool t's first frame in block `seq - 1`. Written: encapsulate."""
+
+# kind: (fields of BLOCK, then parts of the block)
+WRITERS: dict[str, tuple[str, ...]] = {
+    "capture": ("seq n_packets data_used generation", "packets", "data"),
+    "filter": ("n_wanted", "verdicts"),
+    "encapsulate": ("n_frames headers_used", "frames", "headers"),
+    "send": ("",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of one lane. `max_frames` is `max_packets` times the tools one packet can go to, so a block never runs out of frames."""
+
+    n_blocks: int = 8
+    max_packets: int = 1024
+    max_frames: int = 1024
+    header_bytes: int = 1024 * 64
+    data_bytes: int = MAX_FRAME_BYTES
+    n_filter: int = 1
+    n_encapsulate: int = 1
+    n_send: int = 1
+
+    @property
+    def workers(self) -> tuple[tuple[str, int], ...]:
+        """(kind, index) in the order of the WORKER rows."""
+        counts = (1, self.n_filter, self.n_encapsulate, self.n_send)
+        return tuple((kind, w) for kind, n in zip(STAGES, counts, strict=True) for w in range(n))
+
+    def count(self, kind: str) -> int:
+        return sum(1 for k, _ in self.workers if k == kind)
+
+    def row(self, kind: str, worker: int) -> int:
+        return self.workers.index((kind, worker))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOffsets:
+    packets: int
+    verdicts: int
+    frames: int
+    headers: int
+    data: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOffsets:
+    workers: int
+    committed: int
+    live: int
+    tickets: int
+    blocks: int
+    file_bytes: int
+    block: BlockOffsets
+
+
+def _up(n: int, to: int) -> int:
+    return (n + to - 1) // to * to
+
+
+def block_offsets(g: Geometry) -> BlockOffsets:
+    packets = BLOCK.itemsize
+    verdicts = _up(packets + g.max_packets * PACKET.itemsize, LINE)
+    frames = _up(verdicts + g.max_packets * VERDICT.itemsize, LINE)
+    headers = _up(frames + g.max_frames * FRAME.itemsize, LINE)
+    data = _up(headers + g.header_bytes + SLACK, PAGE)
+    return BlockOffsets(packets, verdicts, frames, headers, data, _up(data + g.data_bytes + SLACK, PAGE))
+
+
+def lane_offsets(g: Geometry, n_counters: int) -> LaneOffsets:
+    n = len(g.workers)
+    workers = LANE.itemsize
+    committed = _up(workers + n * WORKER.itemsize, PAGE)
+    live = _up(committed + n * 2 * n_counters * 8, PAGE)
+    tickets = _up(live + n * n_counters * 8, PAGE)
+    blocks = _up(tickets + 2 * g.n_blocks * TICKET.itemsize, PAGE)
+    block = block_offsets(g)
+    return LaneOffsets(workers, committed, live, tickets, blocks, blocks + g.n_blocks * block.block_bytes, block)

@@ -1,0 +1,138 @@
+"""Every counter there is, one row each: Prometheus, `status`, `top`, the ledger and the docs are made from this table.
+
+To add a counter: add a row here, and count it in the stage at `index(stage, name)`. Drop reasons are rows whose name starts with
+``dropped_``; the ledger sums them without knowing them. A `live` row may move between blocks; all others are committed together with
+the worker's cursor by one atomic store (see `Ring.publish`), so that they are exact whenever a worker dies.
+
+A row of counters is ``int64[N_COUNTERS]``: scalars first, then the arrays, in the order of this table. Kernels count with
+``add64(counters_at + 8 * (INDEX + slot), n)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from broker.core.layout import INPUTS, MAPS, TOOLS
+
+Per = Literal["", "input", "map", "tool"]
+WIDTH: dict[Per, int] = {"": 1, "input": INPUTS, "map": MAPS, "tool": TOOLS}
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    stage: str  # "" : every stage
+    name: str
+    unit: str
+    per: Per
+    live: bool
+    help: str
+
+
+def _rows(stage: str, per: Per, live: bool, *rows: tuple[str, str, str]) -> list[Counter]:
+    return [Counter(stage, name, unit, per, live, text) for name, unit, text in rows]
+
+
+COUNTERS: tuple[Counter, ...] = (
+    *_rows(
+        "", "", True,
+        ("busy_ns", "ns", "time spent in step()"),
+        ("starved_ns", "ns", "time spent waiting for the stage before"),
+        ("blocked_ns", "ns", "time capture spent waiting for a free block"),
+        ("parks", "times", "went to sleep waiting for the doorbell"),
+        ("bells", "times", "rang a parked neighbour's doorbell"),
+    ),
+    *_rows(
+        "capture", "", False,
+        ("source_file", "index", "position of the source after the last published block: which file"),
+        ("source_at", "bytes", "position of the source after the last published block: where in it"),
+        ("source_state_a", "-", "position of the source: for the source's own use"),
+        ("source_state_b", "-", "position of the source: for the source's own use"),
+    ),
+    *_rows(
+        "capture", "input", False,
+        ("captured_packets", "packets", "packets put into the ring"),
+        ("captured_bytes", "bytes", "their bytes on the wire"),
+        ("tags_restored", "packets", "packets whose VLAN tag, stripped by the kernel, was put back"),
+        ("dropped_oversize", "packets", "longer than a block can hold"),
+        ("dropped_linktype", "packets", "not Ethernet"),
+        ("dropped_malformed", "packets", "record that contradicts itself"),
+    ),
+    *_rows(
+        "capture", "input", True,
+        ("dropped_kernel", "packets", "arrived while the kernel's ring was full"),
+        ("dropped_restart", "packets", "taken by a worker that died before it published them"),
+    ),
+    *_rows(
+        "filter", "", False,
+        ("judged_packets", "packets", "packets that got a verdict"),
+        ("forwarded_packets", "packets", "wanted by at least one tool"),
+        ("collected_packets", "packets", "taken by no map and given to the collector (part of forwarded)"),
+        ("filtered_packets", "packets", "wanted by no map, and there is no collector"),
+        ("dropped_rule", "packets", "a drop rule decided, and nobody else wanted it"),
+        ("dropped_undetermined", "packets", "a test needed a header that the packet does not show, and the map does not deliver such"),
+        ("undetermined_packets", "packets", "a test needed a header that the packet does not show (whatever became of it)"),
+    ),
+    *_rows(
+        "filter", "map", False,
+        ("map_passed_packets", "packets", "passed by the map"),
+        ("map_passed_bytes", "bytes", "their bytes on the wire"),
+        ("map_dropped_packets", "packets", "dropped by a rule of the map"),
+        ("map_dropped_bytes", "bytes", "their bytes on the wire"),
+        ("map_undetermined_packets", "packets", "undetermined in the map"),
+    ),
+    *_rows("filter", "tool", False, ("wanted_frames", "frames", "packets that the tool was to get")),
+    *_rows(
+        "encapsulate", "tool", False,
+        ("framed_frames", "frames", "outer headers written"),
+        ("framed_bytes", "bytes", "outer headers and packets"),
+        ("dropped_too_long", "frames", "packet and outer header exceed 65,535 bytes"),
+        ("dropped_no_room", "frames", "no frame row or header space left in the block"),
+    ),
+    *_rows(
+        "send", "tool", False,
+        ("delivered_frames", "frames", "accepted by the kernel or written"),
+        ("delivered_bytes", "bytes", "outer headers and packets"),
+        ("dropped_full", "frames", "refused: queue full (EAGAIN, ENOBUFS, ENOMEM)"),
+        ("dropped_too_big", "frames", "refused: longer than the path takes (EMSGSIZE)"),
+        ("dropped_unreachable", "frames", "refused: no route, host or network down (ENETUNREACH, EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL)"),
+        ("dropped_no_listener", "frames", "refused: nobody listens there (ECONNREFUSED)"),
+        ("dropped_forbidden", "frames", "refused: not permitted (EPERM, EACCES)"),
+        ("dropped_disk", "frames", "not written: disk full or failing (ENOSPC, EDQUOT, EIO, EFBIG)"),
+        ("dropped_tool_down", "frames", "the tool's socket or file could not be opened"),
+        ("dropped_other", "frames", "refused for another reason (logged with its errno)"),
+        ("repeated_frames", "frames", "at most so many were delivered a second time after a crash"),
+        ("file_bytes", "bytes", "length of the tool's file that is known to be whole"),
+    ),
+)  # fmt: skip
+
+
+def _indexes() -> tuple[dict[tuple[str, str], int], int]:
+    """Where each counter starts in the row of its stage; stages lie over each other, the common ones come first."""
+    at: dict[tuple[str, str], int] = {}
+    common = 0
+    for c in COUNTERS:
+        if not c.stage:
+            at["", c.name] = common
+            common += WIDTH[c.per]
+    size = common
+    for stage in dict.fromkeys(c.stage for c in COUNTERS if c.stage):
+        here = common
+        for c in COUNTERS:
+            if c.stage == stage:
+                at[stage, c.name] = here
+                here += WIDTH[c.per]
+        size = max(size, here)
+    return at, size
+
+
+_AT, N_COUNTERS = _indexes()
+
+
+def index(stage: str, name: str) -> int:
+    """Position of a counter (of its slot 0) in the row of a worker of `stage`."""
+    return _AT["", name] if ("", name) in _AT else _AT[stage, name]
+
+
+def of_stage(stage: str) -> tuple[Counter, ...]:
+    return tuple(c for c in COUNTERS if c.stage in ("", stage))
