@@ -7,18 +7,36 @@ access is checked against the regions that a test registers: the slow, bounds-ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import numba
+from stages import cache
+
+CACHE_DIRECTORY = cache.use()  # numba reads where its cache is when it is imported
+
+import numba  # noqa: E402
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PLAIN: bool = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
 """Kernels run as plain Python."""
 
+_kernels: list[Any] = []
+
 
 def kernel(function: F) -> F:
-    """Compile to machine code at first call, kept in the cache that `stages.cache` has named. No GIL, no exceptions, no fastmath."""
+    """Compile to machine code at first call, or load it from the cache. No exceptions, no fastmath; int64 in, int64 or nothing out."""
     compiled: F = numba.njit(cache=True, error_model="numpy", boundscheck=False)(function)  # type: ignore[assignment]
+    _kernels.append(compiled)
     return compiled
+
+
+def warm_all() -> Iterator[tuple[int, int, str]]:
+    """Compile or load every kernel of the modules imported so far; yields (done, of how many, name) after each."""
+    if PLAIN:
+        return
+    for done, dispatcher in enumerate(_kernels, 1):
+        n_arguments = len(inspect.signature(dispatcher.py_func).parameters)
+        dispatcher.compile((numba.int64,) * n_arguments)
+        yield done, len(_kernels), dispatcher.py_func.__qualname__

@@ -22,6 +22,7 @@ Under ``NUMBA_DISABLE_JIT=1`` the same calls are ctypes, and each access must li
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -31,6 +32,8 @@ from numba.extending import intrinsic
 from stages.jit import PLAIN
 
 _MASK64 = (1 << 64) - 1
+Load = Callable[[int], int]
+Store = Callable[[int, int], None]
 
 
 class OutOfBoundsError(Exception):
@@ -119,22 +122,22 @@ def _store(bits: int, *, swap: bool = False, ordering: str = "") -> Any:
     return store
 
 
-load8 = _load(8)
-load16 = _load(16)
-load32 = _load(32)
-load64 = _load(64)
-load_be16 = _load(16, swap=True)
-load_be32 = _load(32, swap=True)
-load_be64 = _load(64, swap=True)
-load_acquire = _load(64, ordering="acquire")
-store8 = _store(8)
-store16 = _store(16)
-store32 = _store(32)
-store64 = _store(64)
-store_be16 = _store(16, swap=True)
-store_be32 = _store(32, swap=True)
-store_be64 = _store(64, swap=True)
-store_release = _store(64, ordering="release")
+load8: Load = _load(8)
+load16: Load = _load(16)
+load32: Load = _load(32)
+load64: Load = _load(64)
+load_be16: Load = _load(16, swap=True)
+load_be32: Load = _load(32, swap=True)
+load_be64: Load = _load(64, swap=True)
+load_acquire: Load = _load(64, ordering="acquire")
+store8: Store = _store(8)
+store16: Store = _store(16)
+store32: Store = _store(32)
+store64: Store = _store(64)
+store_be16: Store = _store(16, swap=True)
+store_be32: Store = _store(32, swap=True)
+store_be64: Store = _store(64, swap=True)
+store_release: Store = _store(64, ordering="release")
 
 
 if PLAIN:

@@ -136,3 +136,9 @@ def index(stage: str, name: str) -> int:
 
 def of_stage(stage: str) -> tuple[Counter, ...]:
     return tuple(c for c in COUNTERS if c.stage in ("", stage))
+
+
+def stage_counters(stage: str) -> int:
+    """How many positions of the row a stage uses: what a commit has to copy."""
+    used = [index(c.stage, c.name) + WIDTH[c.per] for c in COUNTERS if c.stage in ("", stage)]
+    return max(used)

@@ -1,0 +1,38 @@
+"""Numbered configurations on disk: what a block stamped N is handled by. Written once, read by every worker, never changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from broker.core.model import Config
+from broker.core.model_codec import from_bytes, to_bytes
+from broker.core.shm import map_file
+from broker.core.stage import Generation
+
+
+def write_generation(directory: Path, number: int, config: Config, image: bytes) -> None:
+    """Put both files there whole: a reader that knows the number finds all of it. OSError when there is no room."""
+    for name, content in ((f"policy-{number}", image), (f"generation-{number}", to_bytes(config))):
+        scratch = directory / f".{name}"
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            os.posix_fallocate(fd, 0, max(1, len(content)))
+            file.write(content)
+        scratch.rename(directory / name)
+
+
+def read_generation(directory: Path, number: int) -> Generation:
+    """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it."""
+    config = from_bytes((directory / f"generation-{number}").read_bytes())
+    image = map_file(directory / f"policy-{number}", writable=False)
+    return Generation(number, config, image, int(image.ctypes.data))
+
+
+def remove_generations_before(directory: Path, number: int) -> None:
+    """Forget what no block in any ring can still be stamped with."""
+    for path in directory.glob("generation-*"):
+        old = int(path.name.removeprefix("generation-"))
+        if old < number:
+            path.unlink(missing_ok=True)
+            (directory / f"policy-{old}").unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""The only loop of the data path: ready? step, publish, ring; else idle. The same for a source, a transform and a sink.
+
+| state | becomes | when |
+|---|---|---|
+| starting | running | the stage is open and holds its tables |
+| running | finished | capture: the source has ended and all of it is published |
+| running, finished | draining | SIGTERM or SIGINT |
+| draining | stopped | everything that was ready then is published; the process exits 0 |
+| any | (gone) | an exception leaves the stage: the process ends, and whoever watches starts it again at its cursor |
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from broker.core import layout, log
+from broker.core.doorbell import PARK_LIMIT_MS, Doorbell
+from broker.core.errors import PipelineError
+from broker.core.generations import read_generation
+from broker.core.metrics import index
+from broker.core.model import Lane
+from broker.core.ring import Atomics, Ring
+from broker.core.shm import Pipeline
+from broker.core.stage import Context, Source, Stage
+
+_BUSY, _STARVED, _BLOCKED = index("", "busy_ns"), index("", "starved_ns"), index("", "blocked_ns")
+_PARKS, _BELLS = index("", "parks"), index("", "bells")
+AGAIN_MS = 1
+
+
+class Runner:
+    """One worker of one stage, in the process that calls `run`."""
+
+    def __init__(self, pipeline: Pipeline, lane: Lane, stage: Stage, worker: int, atomics: Atomics) -> None:
+        """PipelineError in words when there is no such worker, or when it is running already."""
+        if not 0 <= lane.number < len(pipeline.lanes):
+            raise PipelineError(f"pipeline {pipeline.name!r} has lanes 0 to {len(pipeline.lanes) - 1}, not {lane.number}")
+        memory = pipeline.lanes[lane.number]
+        self.kind = stage.KIND
+        self.lane = lane
+        if not 0 <= worker < memory.geometry.count(self.kind):
+            raise PipelineError(f"lane {lane.number} has {self.kind} workers 0 to {memory.geometry.count(self.kind) - 1}, not {worker}")
+        self._lock = _only_one(pipeline, lane.number, self.kind, worker)
+        self.pipeline, self.memory, self.stage, self.worker = pipeline, memory, stage, worker
+        self.ring = Ring(memory, self.kind, worker, atomics)
+        self.row = self.ring.row
+        self.live = memory.live[self.ring.row_index]
+        self.log = log.get(pipeline=pipeline.name, lane=lane.number, stage=self.kind, worker=worker)
+        self.generation = 0
+        self._source: Source | None = stage if self.kind == "capture" else None  # type: ignore[assignment]
+        self._stop_asked = False
+        self._stop_at = -1  # the block before which a drain ends
+
+    def run(self) -> None:
+        """Work until told to stop. Returns when drained."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload is the supervisor's
+        row, directory = self.row, self.pipeline.directory
+        row["pid"], row["error"] = os.getpid(), 0
+        row["epoch"] += 1
+        row["state"] = layout.STATE_STARTING
+        row["heartbeat_ns"] = time.monotonic_ns()
+        self.ring.unpark()  # the one before me may have died in its sleep
+        self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
+        first = self._generation_wanted() if self.kind == "capture" or not self.ring.ready() else self._generation_stamped()
+        generation = read_generation(directory, first)
+        self.stage.open(self._context())
+        self.stage.load(generation)
+        self.generation = row["generation"] = first
+        row["state"] = layout.STATE_RUNNING
+        self.log.info("worker_started", pid=os.getpid(), epoch=int(row["epoch"]), seq=self.ring.seq, generation=first)
+        try:
+            self._loop()
+        finally:
+            self.stage.close()
+            self.bell.close()
+        row["state"] = layout.STATE_STOPPED
+        self.log.info("worker_stopped", seq=self.ring.seq)
+
+    def _context(self) -> Context:
+        memory, ring, pipeline = self.memory, self.ring, self.pipeline
+        return Context(
+            directory=pipeline.directory,
+            lane=self.lane,
+            worker=self.worker,
+            n_workers=memory.geometry.count(self.kind),
+            geometry=memory.geometry,
+            epoch=int(self.row["epoch"]),
+            counters=ring.counters,
+            counters_at=ring.counters_at,
+            live=self.live,
+            live_at=int(self.live.ctypes.data),
+            tool_sequence_at=pipeline.tool_sequence_at,
+            tickets_at=memory.tickets_at,
+            progress_at=ring.progress_at,
+            lanes_total=len(pipeline.lanes),
+        )
+
+    def _loop(self) -> None:
+        ring, row, live = self.ring, self.row, self.live
+        clock = time.monotonic_ns
+        step: Callable[[Any], int] = self.stage.step
+        source = self._source
+        now = clock()
+        while True:
+            row["heartbeat_ns"] = now
+            if self._stop_asked and self._drained():
+                return
+            if not ring.ready():
+                now = self._idle(now, _BLOCKED if source else _STARVED)
+                continue
+            batch = ring.batch()
+            self._follow(batch.block)
+            n = step(batch)
+            before, now = now, clock()
+            live[_BUSY] += now - before
+            if n > 0 or (n == 0 and source is None):
+                if source:
+                    batch.block["seq"] = ring.seq + 1
+                self._publish()
+            elif source is None:
+                now = self._idle(now, _STARVED, AGAIN_MS)
+            elif source.finished:
+                self._finish()
+                now = self._idle(now, _STARVED)
+            else:
+                now = self._await_source(now, source)
+
+    def _publish(self) -> None:
+        for worker in self.ring.publish():
+            self.live[_BELLS] += 1
+            self.bell.ring(self.ring.after, worker)
+
+    def _follow(self, block: Any) -> None:
+        """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""
+        number = self._generation_wanted() if self._source else int(block["generation"][0])
+        if number != self.generation:
+            self.stage.load(read_generation(self.pipeline.directory, number))
+            self.generation = self.row["generation"] = number
+            self.log.info("generation_loaded", generation=number, seq=self.ring.seq)
+        if self._source:
+            block["generation"] = number
+
+    def _generation_wanted(self) -> int:
+        return int(self.pipeline.header[0]["generation"])
+
+    def _generation_stamped(self) -> int:
+        return int(self.ring.batch().block["generation"][0])
+
+    def _idle(self, since: int, account: int, limit_ms: int = PARK_LIMIT_MS) -> int:
+        """Sleep until rung, at most `limit_ms`; the time goes to `account`. Returns the time now."""
+        if limit_ms == AGAIN_MS:
+            self.bell.wait(limit_ms)
+        elif self.ring.park():
+            self.live[_PARKS] += 1
+            self.bell.wait(limit_ms)
+            self.ring.unpark()
+        now = time.monotonic_ns()
+        self.live[account] += now - since
+        return now
+
+    def _await_source(self, since: int, source: Source) -> int:
+        """Nothing has come: wait for the source, not for a neighbour (the slot is free)."""
+        limit_ms = PARK_LIMIT_MS
+        if source.due_ns:
+            limit_ms = min(limit_ms, max(0, (source.due_ns - since) // 1_000_000))
+        self.live[_PARKS] += 1
+        self.bell.wait(limit_ms, source.wait_fd)
+        now = time.monotonic_ns()
+        self.live[_STARVED] += now - since
+        return now
+
+    def _finish(self) -> None:
+        if self.row["state"] != layout.STATE_FINISHED:
+            self.row["state"] = layout.STATE_FINISHED
+            self.log.info("source_finished", blocks=self.ring.seq)
+
+    def _ask_stop(self, _number: int, _frame: Any) -> None:
+        self._stop_asked = True
+
+    def _drained(self) -> bool:
+        """Called once a stop is asked for: is everything done that was there to do at that moment?"""
+        if self._stop_at < 0:
+            self.row["state"] = layout.STATE_DRAINING
+            if self._source:
+                self._source.stop()
+                self._stop_at = 0
+            else:
+                self._stop_at = self.ring.backlog()
+        return self._source.finished if self._source else self.ring.seq >= self._stop_at
+
+
+def _only_one(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
+    """A lock that dies with the process: two writers of one cursor would corrupt the ring."""
+    path = pipeline.directory / f"{lane}.{kind}.{worker}.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise PipelineError(f"{kind} worker {worker} of lane {lane} is running already") from None
+    return fd

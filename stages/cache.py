@@ -1,0 +1,75 @@
+"""Where compiled kernels are kept.
+
+numba's own cache does not see that a callee or a constant in another file has changed, nor which checks were on, so the directory is
+named by a digest of everything that kernels are made of. What is in it is code: it belongs to the user that runs it, mode 0700.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from broker.core.errors import TapmeshError
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SOURCES = ("stages/**/*.py", "broker/core/layout.py", "broker/core/metrics.py", "broker/config/policy/*.py")
+_KEPT = 3  # digests: this version, the one before, and one to go back to
+
+
+class CacheError(TapmeshError):
+    """There is no place to keep compiled kernels, or it is not safe to take code from."""
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for pattern in _SOURCES:
+        for path in sorted(_ROOT.glob(pattern)):
+            digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    facts = (
+        sys.version,
+        importlib.metadata.version("numba"),
+        importlib.metadata.version("llvmlite"),
+        os.environ.get("NUMBA_BOUNDSCHECK", ""),
+    )
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:16]
+
+
+def base_directory() -> Path:
+    """TAPMESH_CACHE_DIR; else /var/cache/tapmesh for root, and XDG_CACHE_HOME or ~/.cache for everybody else."""
+    if chosen := os.environ.get("TAPMESH_CACHE_DIR"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/cache/tapmesh")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tapmesh"
+
+
+def use() -> Path:
+    """Point numba at our directory and return it. Before numba is imported. CacheError in words."""
+    directory = base_directory() / f"kernels-{_digest()}"
+    try:
+        new = not directory.exists()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = directory.stat()
+        if owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
+            raise CacheError(f"{directory}: holds code, but others than this user can write it; remove it or set TAPMESH_CACHE_DIR")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise CacheError(f"{directory}: not writable; set TAPMESH_CACHE_DIR to a directory of this user")
+        if new:
+            _forget_old(directory)
+    except OSError as error:
+        raise CacheError(
+            f"{directory}: {error.strerror}; compiled kernels need a place: set TAPMESH_CACHE_DIR to a directory of this user"
+        ) from None
+    os.environ["NUMBA_CACHE_DIR"] = str(directory)
+    return directory
+
+
+def _forget_old(current: Path) -> None:
+    others = sorted((p for p in current.parent.glob("kernels-*") if p != current), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in others[_KEPT - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)

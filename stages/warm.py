@@ -1,0 +1,56 @@
+"""Kernels ready to run: loaded from the cache or, when that is cold, compiled first by one throw-away process.
+
+Compiling takes ten seconds of CPU and 100 MB more than running does; on the agent's one vCPU it must not happen in every stage at once,
+and what it allocates must not stay.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+from broker.core.errors import TapmeshError
+from stages.registry import import_all
+
+
+def warm(progress: Callable[[str], None]) -> None:
+    """Have every kernel in this process. `progress` gets a line now and then while they are compiled."""
+    from stages import atomics, jit  # noqa: F401 - the ring's kernels are kernels too
+
+    if jit.PLAIN:
+        return
+    complete = jit.CACHE_DIRECTORY / "complete"
+    if not complete.exists():
+        lock = os.open(jit.CACHE_DIRECTORY / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not complete.exists():
+                _compile_apart(progress)
+                complete.touch()
+        finally:
+            os.close(lock)
+    import_all()
+    for _ in jit.warm_all():
+        pass
+
+
+def _compile_apart(progress: Callable[[str], None]) -> None:
+    isolated = ["-I"] if sys.flags.isolated else []
+    process = subprocess.Popen([sys.executable, *isolated, "-m", "stages", "compile"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        progress(line.rstrip())
+    if process.wait() != 0:
+        raise TapmeshError(f"compiling the kernels failed with exit status {process.returncode}")
+
+
+def compile_here() -> None:
+    """What the throw-away process does."""
+    from stages import atomics, jit  # noqa: F401
+
+    import_all()
+    for done, total, name in jit.warm_all():
+        print(f"compiling kernels {done}/{total}: {name}", flush=True)  # noqa: T201 - read by `_compile_apart`

@@ -1,0 +1,49 @@
+"""One worker in this process: attach, make the stage, run its loop. The same whether the host forked it or it was started by itself."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+
+from broker.config.lanes import lanes
+
+from broker.core import layout, log
+from broker.core.errors import EXIT_CONFIG, TapmeshError
+from broker.core.generations import read_generation
+from broker.core.runner import Runner
+from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
+from stages import atomics
+from stages.registry import create
+
+_PR_SET_NAME = 15  # linux/prctl.h
+
+
+def await_pipeline(name: str, wait_s: float) -> Pipeline:
+    """Attach as soon as the pipeline is there with its first generation; PipelineError in words after `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        if (pipeline_directory(name) / "control").exists():
+            pipeline = open_pipeline(name)
+            if int(pipeline.header[0]["generation"]) > 0:
+                return pipeline
+        if time.monotonic() > deadline:
+            return open_pipeline(name)
+        time.sleep(0.05)
+
+
+def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
+    """Run until drained. Returns the exit status: 0, or EXIT_CONFIG when starting it again would be of no use."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
+    runner = None
+    try:
+        config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"])).config
+        plan = lanes(config)
+        runner = Runner(pipeline, plan[lane], create(kind), worker, atomics)
+        runner.run()
+    except TapmeshError as error:
+        log.get(pipeline=pipeline.name, lane=lane, stage=kind, worker=worker).error("worker_refused", reason=str(error))
+        if runner is not None:
+            runner.row["error"] = EXIT_CONFIG
+            runner.row["state"] = layout.STATE_STOPPED
+        return EXIT_CONFIG
+    return 0
