@@ -154,7 +154,7 @@ def bytes_needed(geometries: Sequence[Geometry]) -> int:
 
 
 def create_pipeline(name: str, geometries: Sequence[Geometry]) -> Pipeline:
-    """Make the directory and its files, one lane for each geometry, all counters zero. Magic is written last: until then nobody attaches."""
+    """Make the directory and its files, one lane for each geometry, all counters zero. The magic comes last: until then nobody attaches."""
     directory = pipeline_directory(name)
     try:
         directory.mkdir(mode=0o700)

@@ -43,7 +43,7 @@ def test_nothing_is_left_after_removal(pipeline: Pipeline, name: str) -> None:
     remove_pipeline(name)
     remove_pipeline(name)
     assert not pipeline.directory.exists()
-    with pytest.raises(PipelineError, match="no pipeline .* is running"):
+    with pytest.raises(PipelineError, match=r"no pipeline .* is running"):
         open_pipeline(name)
 
 
