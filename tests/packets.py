@@ -79,8 +79,13 @@ def crc32c(data: bytes) -> int:
 
 
 def ethernet(
-    payload: bytes = b"", *, type: int = ETH_IP, source: str = MAC_A, destination: str = MAC_B, vlans: Sequence[int] = ()
-) -> bytes:  # noqa: A002
+    payload: bytes = b"",
+    *,
+    type: int = ETH_IP,  # noqa: A002
+    source: str = MAC_A,
+    destination: str = MAC_B,
+    vlans: Sequence[int] = (),
+) -> bytes:
     """A frame without FCS and without padding. `vlans` are TCIs (a plain VLAN id will do), outermost first, all of type 0x8100."""
     tags = b"".join(struct.pack("!HH", ETH_VLAN, tci) for tci in vlans)
     return mac(destination) + mac(source) + tags + struct.pack("!H", type) + payload
