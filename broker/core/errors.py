@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from broker.core.model import Place
+
 EXIT_CONFIG = 78
 """sysexits EX_CONFIG: started again it would fail again, so nobody restarts it."""
 
@@ -12,3 +16,16 @@ class TapmeshError(Exception):
 
 class PipelineError(TapmeshError):
     """The shared memory of a pipeline is missing, foreign, of another version or too small."""
+
+
+class ConfigErrors(TapmeshError):
+    """All that is wrong with a configuration, in the order of its text: where, which part of it (``maps[0].to``), what and what was
+    expected. `str()` gives a line for each. The place is None where there is no text, as in a configuration made by a program."""
+
+    def __init__(self, errors: Iterable[tuple[Place | None, str, str]]) -> None:
+        found = set(errors)
+        self.errors = tuple(sorted(found, key=lambda e: (e[0].line, e[0].column, e[1], e[2]) if e[0] else (0, 0, e[1], e[2])))
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
+        return "\n".join(": ".join(str(part) for part in error if part) for error in self.errors)

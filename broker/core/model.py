@@ -60,7 +60,7 @@ class Tool:
 class Rule:
     action: Literal["pass", "drop"]
     expression: str
-    place: Place | None = None  # of the first character of the expression
+    place: Place | None = field(default=None, compare=False)  # of the first character of the expression; moved text is no change
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,121 @@
+"""What a new configuration means for a running pipeline: each part is kept, reloaded between two blocks, or needs a restart. Pure.
+
+| part | a change needs | because |
+|---|---|---|
+| node, inputs, stages, ring | restart | they shape the rings, the sockets of capture and the processes |
+| http | restart | the listening socket belongs to the supervisor as it was started |
+| tools, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
+| more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
+| drain_s | reload | it is looked at when the pipeline stops |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from broker.config.lanes import needed_tools, tool_room
+from broker.core.model import Config
+
+Action = Literal["keep", "reload", "restart"]
+RESTART = ("node", "inputs", "stages", "ring", "http")
+RELOAD = ("tools", "sets", "maps", "collector", "drain_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    part: str  # a key of the configuration
+    action: Action
+    reason: str  # in words; empty when kept
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.action}" + (f": {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """One `Change` for each part of the configuration."""
+
+    parts: tuple[Change, ...]
+
+    @property
+    def action(self) -> Action:
+        """What all of them together need."""
+        found = {change.action for change in self.parts}
+        return "restart" if "restart" in found else "reload" if "reload" in found else "keep"
+
+    def of(self, action: Action) -> tuple[Change, ...]:
+        return tuple(change for change in self.parts if change.action == action)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.of("restart") + self.of("reload"))) or "nothing changed"
+
+
+def diff(old: Config, new: Config, max_tools: int | None = None) -> Changes:
+    """From `old`, in force, to `new`. `max_tools`: `lanes.tool_room` of the configuration that the pipeline was started with (by default
+    of `old`). Slots and places do not count."""
+    changes = []
+    for part in RESTART + RELOAD:
+        reason = "; ".join(_told(getattr(old, part), getattr(new, part)))
+        changes.append(Change(part, _action(part) if reason else "keep", reason))
+    room = tool_room(old) if max_tools is None else max_tools
+    if (needed := needed_tools(new)) > room:
+        reason = f"a packet may go to {needed} tools, and the rings were made for {room}"
+        changes = [replace(c, action="restart", reason=f"{c.reason}; {reason}".lstrip("; ")) if c.part == "tools" else c for c in changes]
+    return Changes(tuple(changes))
+
+
+def _action(part: str) -> Action:
+    return "restart" if part in RESTART else "reload"
+
+
+def _told(old: Any, new: Any) -> Iterable[str]:
+    """The differences of one part in words; none when there are none."""
+    if isinstance(old, tuple) and any(is_dataclass(item) for item in old + new):
+        before, after = ({item.name: replace(item, slot=0) for item in items} for items in (old, new))
+        yield from _named(before, after)
+        if old and list(before) != list(after) and before.keys() == after.keys():
+            yield "in another order"
+    elif isinstance(old, dict):
+        yield from _named(old, new)
+    elif is_dataclass(old):
+        yield from _fields(old, new)
+    elif old != new:
+        yield f"{_shown(old)} -> {_shown(new)}"
+
+
+def _named(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            yield f"{name} removed"
+        elif name not in old:
+            yield f"{name} added"
+        elif old[name] != new[name]:
+            yield f"{name}: " + ", ".join(_fields(old[name], new[name]))
+
+
+def _fields(old: Any, new: Any) -> Iterable[str]:
+    if not is_dataclass(old) or type(old) is not type(new):
+        yield f"{_shown(old)} -> {_shown(new)}"
+        return
+    for f in fields(old):
+        before, after = getattr(old, f.name), getattr(new, f.name)
+        if before == after:
+            continue
+        if f.name == "rules":
+            yield f"rules {len(before)} -> {len(after)}" if len(before) != len(after) else "rules"
+        elif is_dataclass(before) and type(before) is type(after):
+            yield from (f"{f.name}.{text}" for text in _fields(before, after))
+        else:
+            yield f"{f.name} {_shown(before)} -> {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    if is_dataclass(value):
+        return str(getattr(value, "kind", type(value).__name__))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]" if len(value) <= 4 else f"{len(value)} entries"
+    return "none" if value in ("", None) else str(value)

@@ -1,0 +1,75 @@
+"""Which rings a configuration needs, and how large they are. Pure, and free of YAML and pydantic: workers ask it too."""
+
+from __future__ import annotations
+
+import zlib
+
+from broker.core.layout import TOOLS, Geometry
+from broker.core.model import Config, Input, Lane
+
+HEADER_BYTES = 64
+"""Room for the outer header of a frame: IPv6 (40) + UDP (8) + GRE with checksum, key and sequence number (16)."""
+
+BLOCK_FRAMES = 16_384
+"""Frames a block has room for at most: with `HEADER_BYTES` 1.4 MiB a block. With more tools a block takes fewer packets instead."""
+
+
+def lanes(config: Config) -> tuple[Lane, ...]:
+    """`stages.capture` lanes for each live input, in the order of the inputs; then one for all files together, played in order."""
+    found: list[Lane] = []
+    groups: set[int] = set()
+    for live in (i for i in config.inputs if i.kind == "afpacket"):
+        size = config.stages.capture
+        group = _fanout_group(config.node, live, groups) if size > 1 else 0
+        found += [Lane(len(found) + n, (live,), group, size) for n in range(size)]
+    files = tuple(i for i in config.inputs if i.kind == "pcap")
+    if files:
+        found.append(Lane(len(found), files))
+    return tuple(found)
+
+
+def _fanout_group(node: str, live: Input, taken: set[int]) -> int:
+    """16-bit id of the PACKET_FANOUT group of an input, 1..65535. The kernel shares these ids between all processes of a network
+    namespace, so they come from names and not from counting."""
+    group = zlib.crc32(f"{node}/{live.name}/{live.interface}".encode()) % 65_535
+    while group + 1 in taken:
+        group = (group + 1) % 65_535
+    taken.add(group + 1)
+    return group + 1
+
+
+def reachable_tools(config: Config, lane: Lane) -> frozenset[str]:
+    """The tools that a packet of `lane` can go to, by the maps of its inputs and by the collector."""
+    names = {i.name for i in lane.inputs}
+    by_maps = {tool for m in config.maps if not m.inputs or names & set(m.inputs) for tool in m.to}
+    return frozenset(by_maps | set(config.collector))
+
+
+def needed_tools(config: Config) -> int:
+    """The most tools that one packet can go to."""
+    return max((len(reachable_tools(config, lane)) for lane in lanes(config)), default=0)
+
+
+def tool_room(config: Config) -> int:
+    """For how many tools a packet the rings of a pipeline started with `config` have frames: half as many again as it needs, 4 at
+    least, so that a reload can add some without a restart. This is the `max_tools` of `diff`."""
+    needed = needed_tools(config)
+    return min(TOOLS, max(4, needed + needed // 2))
+
+
+def geometry(config: Config, lane: Lane) -> Geometry:
+    """Sizes of the ring of `lane`. `ring.block_packets` is lowered where the packets of a block, times the tools that each may go to,
+    would exceed `BLOCK_FRAMES`: to 256 packets with 64 tools."""
+    del lane  # every lane has the same sizes, so a reload that moves a map to other inputs fits as well
+    room = tool_room(config)
+    max_packets = min(config.ring.block_packets, BLOCK_FRAMES // room)
+    return Geometry(
+        n_blocks=config.ring.blocks,
+        max_packets=max_packets,
+        max_frames=max_packets * room,
+        header_bytes=max_packets * room * HEADER_BYTES,
+        data_bytes=config.ring.block_bytes,
+        n_filter=config.stages.filter,
+        n_encapsulate=config.stages.encapsulate,
+        n_send=config.stages.send,
+    )
