@@ -10,6 +10,7 @@
 | copy(to, from_, n) | n bytes, not overlapping |
 | prefetch(at) | a hint |
 | shift_right(x, n) | unsigned shift of an int64, 0 <= n < 64 |
+| trailing_zeros(x) | position of the lowest set bit; 64 for 0 |
 | mix(a, b) | high xor low half of the 128-bit product: a fast hash step |
 | load_acquire store_release fetch_add compare_swap (at, ...) fence() | 64-bit atomics between processes; `fence` is full |
 
@@ -157,6 +158,9 @@ if PLAIN:
     def shift_right(x: int, n: int) -> int:
         return _signed((x & _MASK64) >> n)
 
+    def trailing_zeros(x: int) -> int:
+        return (x & -x).bit_length() - 1 if x else 64
+
     def mix(a: int, b: int) -> int:
         product = (a & _MASK64) * (b & _MASK64)
         return _signed((product >> 64) ^ product)
@@ -215,6 +219,13 @@ else:
             return builder.lshr(args[0], args[1])
 
         return types.int64(types.int64, types.int64), generate
+
+    @intrinsic
+    def trailing_zeros(typing_context, x):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ARG001
+            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+        return types.int64(types.int64), generate
 
     @intrinsic
     def mix(typing_context, a, b):  # type: ignore[no-untyped-def]  # noqa: ARG001

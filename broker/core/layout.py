@@ -106,7 +106,7 @@ WORKER = _row(
     ("cursor", "<i8"),  # every block of mine below this is published
     ("parked", "<i8"),  # 1: asleep, ring my bell. Set by the worker, cleared by who rings
     ("pad", "<i8", (6,)),
-    ("progress", "<i8"),  # send: frames of the block at `cursor` that have been handed over already
+    ("progress", "<i8"),  # send: block << PROGRESS_BITS | how many of its frames may have been handed over already
     ("heartbeat_ns", "<i8"),  # CLOCK_MONOTONIC
     ("pid", "<i8"),
     ("state", "<i8"),  # STATE_*
@@ -115,6 +115,8 @@ WORKER = _row(
     ("error", "<i8"),  # exit code it chose, 0 none
     ("stop_at", "<i8"),
 )
+
+PROGRESS_BITS = 24  # more than a block has frames
 
 STATE_NEW, STATE_STARTING, STATE_RUNNING, STATE_DRAINING, STATE_FINISHED, STATE_STOPPED = range(6)
 STATE_NAMES = ("new", "starting", "running", "draining", "finished", "stopped")

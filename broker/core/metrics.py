@@ -54,12 +54,14 @@ COUNTERS: tuple[Counter, ...] = (
         ("captured_packets", "packets", "packets put into the ring"),
         ("captured_bytes", "bytes", "their bytes on the wire"),
         ("tags_restored", "packets", "packets whose VLAN tag, stripped by the kernel, was put back"),
+        ("cut_packets", "packets", "packets of which a file stores more than the snapshot length that it declares; the rest was cut off"),
         ("dropped_oversize", "packets", "longer than a block can hold"),
         ("dropped_linktype", "packets", "not Ethernet"),
         ("dropped_malformed", "packets", "record that contradicts itself"),
     ),
     *_rows(
         "capture", "input", True,
+        ("seen_packets", "packets", "came to the kernel's tap, those that it dropped included"),
         ("dropped_kernel", "packets", "arrived while the kernel's ring was full"),
         ("dropped_restart", "packets", "taken by a worker that died before it published them"),
     ),
@@ -88,6 +90,8 @@ COUNTERS: tuple[Counter, ...] = (
         ("framed_bytes", "bytes", "outer headers and packets"),
         ("dropped_too_long", "frames", "packet and outer header exceed 65,535 bytes"),
         ("dropped_no_room", "frames", "no frame row or header space left in the block"),
+        ("dropped_no_tool", "frames", "wanted by a tool that the configuration of its block does not have"),
+        ("dropped_damaged_packet", "frames", "the packet's row points outside the block: shared memory is damaged"),
     ),
     *_rows(
         "send", "tool", False,
@@ -101,8 +105,11 @@ COUNTERS: tuple[Counter, ...] = (
         ("dropped_disk", "frames", "not written: disk full or failing (ENOSPC, EDQUOT, EIO, EFBIG)"),
         ("dropped_tool_down", "frames", "the tool's socket or file could not be opened"),
         ("dropped_other", "frames", "refused for another reason (logged with its errno)"),
+        ("dropped_damaged_frame", "frames", "the frame's row points outside the block: shared memory is damaged"),
         ("repeated_frames", "frames", "at most so many were delivered a second time after a crash"),
+        ("unheard_reports", "times", "the network said that an earlier frame reached nobody (ICMP); several at once count as one"),
         ("file_bytes", "bytes", "length of the tool's file that is known to be whole"),
+        ("file_inode", "-", "which file that is"),
     ),
 )  # fmt: skip
 

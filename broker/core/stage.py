@@ -43,7 +43,7 @@ class Context:
     live_at: int
     tool_sequence_at: int  # int64[TOOLS], shared by all lanes; fetch_add only
     tickets_at: int  # TICKET[2 * n_blocks] of this lane
-    progress_at: int  # int64 in the worker's row (send: frames of the current block handed over)
+    progress_at: int  # int64 in the worker's row, see layout.WORKER
     lanes_total: int = 1
 
 
