@@ -155,7 +155,7 @@ def _datagrams(rng: random.Random) -> Iterator[Timed]:
         yield _moment(rng), frames.ip(asker, "224.0.0.251", UDP, question, to=bytes.fromhex("01005e0000fb"))
     for number in range(15):
         at = _moment(rng)
-        datagram = frames.udp((DATABASE, 40_001), (BACKUP, 40_001), rng.randbytes(4_096))
+        datagram = frames.udp((DATABASE, 40_001), (BACKUP, 40_001), messages.table(4_096))
         for i, frame in enumerate(frames.ip_fragments(DATABASE, BACKUP, UDP, datagram, identification=1 + number, most=1480)):
             yield at + i * 12_000, frame
 
@@ -170,7 +170,7 @@ def _administration(rng: random.Random) -> Iterator[Timed]:
             c.now_ns += rng.randint(100, 900) * _MS
         yield from c.frames
     c = _connection(rng, START_NS + 20_000 * _MS, DATABASE, (BACKUP, 9103))
-    c.say(rng.randbytes(260_000), from_client=True)
+    c.say(messages.table(260_000), from_client=True)
     yield from c.frames
 
 
