@@ -40,13 +40,14 @@ class Doorbell:
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = 0
-        socket.rcvhwm = socket.sndhwm = 4
+        # One message in flight says it all. A small high-water mark instead loses rings: a sender learns late that the reader has read.
+        socket.set(zmq.CONFLATE, 1)
         # The neighbour may be restarting: try again soon, it binds the same path.
         socket.reconnect_ivl = 5
         return socket
 
     def ring(self, kind: str, worker: int) -> None:
-        """Wake a neighbour. Never blocks; a full queue means that it has been rung already."""
+        """Wake a neighbour. Never blocks; a ring that nobody has heard yet is replaced by this one."""
         cord = self._cords.get((kind, worker))
         if cord is None:
             cord = self._cords[kind, worker] = self._socket(zmq.PUSH)
@@ -65,8 +66,7 @@ class Doorbell:
         for socket, _ in self._poller.poll(timeout_ms):
             if socket is self._bell:
                 with contextlib.suppress(zmq.Again):
-                    while True:
-                        self._bell.recv(zmq.NOBLOCK)
+                    self._bell.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
         self._context.destroy(linger=0)

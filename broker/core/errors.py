@@ -18,7 +18,7 @@ class PipelineError(TapmeshError):
     """The shared memory of a pipeline is missing, foreign, of another version or too small."""
 
 
-class ConfigErrors(TapmeshError):
+class ConfigErrors(TapmeshError):  # noqa: N818 - it holds all of them
     """All that is wrong with a configuration, in the order of its text: where, which part of it (``maps[0].to``), what and what was
     expected. `str()` gives a line for each. The place is None where there is no text, as in a configuration made by a program."""
 

@@ -126,10 +126,9 @@ class Runner:
                 self._publish()
             elif source is None:
                 now = self._idle(now, _STARVED, AGAIN_MS)
-            elif source.finished:
-                self._finish()
-                now = self._idle(now, _STARVED)
             else:
+                if source.finished:
+                    self._finish()
                 now = self._await_source(now, source)
 
     def _publish(self) -> None:
@@ -167,11 +166,13 @@ class Runner:
 
     def _await_source(self, since: int, source: Source) -> int:
         """Nothing has come: wait for the source, not for a neighbour (the slot is free)."""
-        limit_ms = PARK_LIMIT_MS
-        if source.due_ns:
-            limit_ms = min(limit_ms, max(0, (source.due_ns - since) // 1_000_000))
+        limit_ms, fd = PARK_LIMIT_MS, -1
+        if not source.finished:
+            fd = source.wait_fd
+            if source.due_ns:
+                limit_ms = min(limit_ms, max(0, (source.due_ns - since) // 1_000_000))
         self.live[_PARKS] += 1
-        self.bell.wait(limit_ms, source.wait_fd)
+        self.bell.wait(limit_ms, fd)
         now = time.monotonic_ns()
         self.live[_STARVED] += now - since
         return now
