@@ -1,0 +1,66 @@
+# Needs Python 3.11 or newer (with venv) and make; sets itself up in .venv from requirements/*.txt, whose every file is pinned by hash.
+#
+#   make run     the embedded example, end to end          make test    the tests
+#   make lint    what CI asks of the text                  make bench   measurements, as JSON lines
+#   make ci      lint and test                             make clean   forget everything that was built
+#   make lock    pin the newest dependencies (needs uv)
+
+PYTHON_NAMES = python3.11 python3 python3.12 python3.13 python3.14
+PIP = .venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --only-binary :all:
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
+
+.PHONY: run test lint bench ci lock clean
+
+run: .venv/agent.stamp
+	.venv/bin/tapmesh run --demo
+
+test: .venv/test.stamp
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/dev.stamp
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/agent.stamp
+	.venv/bin/python -m bench $(BENCH_ARGS)
+
+ci: lint test
+
+# A stamp is younger than what it was made from only when making it was completed, so an interrupted set-up is repeated.
+.venv/python.stamp:
+	@for name in $(PYTHON) $(PYTHON_NAMES); do \
+	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "Setting up .venv with $$("$$name" --version) (once; about 100 MB to download)" >&2; \
+	        "$$name" -m venv --clear .venv && touch $@; exit; \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer with venv and ensurepip was found (Debian: apt install python3-venv). Looked for: $(PYTHON) $(PYTHON_NAMES)" >&2; \
+	exit 1
+
+.venv/agent.stamp: .venv/python.stamp requirements/build.txt requirements/agent.txt pyproject.toml
+	$(PIP) -r requirements/build.txt -r requirements/agent.txt
+	.venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+.venv/test.stamp: .venv/agent.stamp requirements/test.txt
+	$(PIP) -r requirements/test.txt
+	@touch $@
+
+.venv/dev.stamp: .venv/test.stamp requirements/dev.txt
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: --upgrade
+lock:
+	$(LOCK) requirements/build.in -o requirements/build.txt
+	$(LOCK) pyproject.toml --extra agent -o requirements/agent.txt
+	$(LOCK) pyproject.toml --extra agent --extra test -c requirements/agent.txt -o requirements/test.txt
+	$(LOCK) pyproject.toml --extra agent --extra test --extra dev -c requirements/test.txt -o requirements/dev.txt
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info
