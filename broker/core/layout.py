@@ -104,7 +104,7 @@ LANE = _row(
 WORKER = _row(
     2 * LINE,
     ("cursor", "<i8"),  # every block of mine below this is published
-    ("parked", "<i8"),  # 1: asleep, ring my bell. Set by the worker, cleared by who rings
+    ("parked", "<i8"),  # 0: awake; else asleep until the block before this number is published: ring its bell then
     ("pad", "<i8", (6,)),
     ("progress", "<i8"),  # send: block << PROGRESS_BITS | how many of its frames may have been handed over already
     ("heartbeat_ns", "<i8"),  # CLOCK_MONOTONIC
