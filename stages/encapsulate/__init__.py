@@ -1,0 +1,1 @@
+"""Writes the outer header of every frame."""

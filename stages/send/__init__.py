@@ -1,0 +1,1 @@
+"""Hands every frame over: to the wire or to a file."""

@@ -1,0 +1,101 @@
+"""Send: every frame to its tool, over a socket or into a file.
+
+Reads   frames, headers, data, packets (times).
+Writes  nothing in the block; ``progress`` in its own row.
+Options tools: tunnel (`sockets.py`), file (`files.py`).
+Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, file_bytes, file_inode.
+        For each block: frames of a tool = delivered_frames + every dropped_*.
+
+Every worker visits every block and takes the frames whose ``share % workers`` is its number: a flow stays with one worker, and a file
+with the worker whose number is the tool's slot (modulo). Within a tool frames leave in the order of the ring.
+
+Nothing here waits for a tool longer than a few ms a block, and a tool that is full or down costs next to nothing: one tool never stalls
+another. A crash repeats at most one block on sockets, counted in repeated_frames by what ``progress`` says; files are cut back instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+import numpy as np
+
+from broker.core import layout, log
+from broker.core.batch import Batch
+from broker.core.metrics import index
+from broker.core.model import Tool
+from broker.core.stage import Context, Generation
+from stages.send import kernels
+from stages.send.egress import TOOL_DOWN, Egress, Scratch
+from stages.send.files import FileEgress
+from stages.send.sockets import SocketEgress
+
+_REPEATED = index("send", "repeated_frames")
+_PROGRESS_MASK = (1 << layout.PROGRESS_BITS) - 1
+
+
+class Send:
+    """The end of the path. Holds sockets and files over reloads as long as their tool stays the same."""
+
+    KIND: ClassVar[str] = "send"
+
+    def open(self, context: Context) -> None:
+        self._context = context
+        self._log = log.get(stage=self.KIND, lane=context.lane.number, worker=context.worker)
+        self._scratch = Scratch(context)
+        self._mine = np.zeros(context.geometry.max_frames, np.int64)
+        self._rows = np.zeros(context.geometry.max_frames, np.uint32)
+        self._counts = np.zeros((2, layout.TOOLS), np.int64)
+        self._mine_at, self._rows_at, self._counts_at = (int(a.ctypes.data) for a in (self._mine, self._rows, self._counts))
+        self._egresses: dict[int, Egress] = {}
+        # The block that a worker before this one may have handed over in part, and how many of its frames.
+        before = ctypes.c_int64.from_address(context.progress_at).value if context.epoch > 1 else 0
+        self._redo_seq, self._redo_frames = before >> layout.PROGRESS_BITS, before & _PROGRESS_MASK
+
+    def load(self, generation: Generation) -> None:
+        """Close what is gone or changed, open what is new."""
+        wanted = {tool.slot: tool for tool in generation.config.tools if self._is_mine(tool)}
+        for slot, egress in list(self._egresses.items()):
+            if wanted.get(slot) != egress.tool:
+                egress.close()
+                del self._egresses[slot]
+        for slot, tool in wanted.items():
+            if slot not in self._egresses:
+                self._egresses[slot] = self._make_egress(tool)
+
+    def _is_mine(self, tool: Tool) -> bool:
+        """Does this worker get frames of it? A file belongs to one worker, sockets each has its own."""
+        return tool.slot % self._context.n_workers == self._context.worker if tool.file else tool.tunnel is not None
+
+    def _make_egress(self, tool: Tool) -> Egress:
+        kind = FileEgress if tool.file else SocketEgress
+        return kind(tool, self._context, self._scratch, self._log)
+
+    def step(self, batch: Batch) -> int:
+        """Deliver or count every frame of this worker. Returns the number of packets in the block."""
+        context = self._context
+        kernels.sort_frames(
+            batch.block_at, batch.frames_at, batch.max_packets, batch.max_frames, batch.header_bytes, batch.data_bytes,
+            context.worker, context.n_workers, self._mine_at, self._rows_at, self._counts_at, context.counters_at,
+        )  # fmt: skip
+        counts, ends = self._counts.tolist()
+        for slot, n in enumerate(counts):
+            if n:
+                self._deliver(batch, slot, ends[slot] - n, n)
+        self._redo_frames = 0
+        return max(0, int(batch.block["n_packets"][0]))
+
+    def _deliver(self, batch: Batch, slot: int, first: int, n: int) -> None:
+        """The `n` frames of a tool, of which `first` frames of other tools have gone before in this block."""
+        egress = self._egresses.get(slot)
+        if egress is None:
+            self._context.counters[TOOL_DOWN + slot] += n
+            return
+        if self._redo_frames and batch.seq == self._redo_seq and egress.repeats:
+            self._context.counters[_REPEATED + slot] += min(max(self._redo_frames - first, 0), n)
+        egress.send(batch, self._rows_at + 4 * first, n, (batch.seq << layout.PROGRESS_BITS) + first)
+
+    def close(self) -> None:
+        for egress in self._egresses.values():
+            egress.close()
+        self._egresses.clear()
