@@ -63,7 +63,7 @@ def assign_slots(config: Config, previous: Config | None = None, remembered: Slo
 
 def _exhausted(part: str, n_new: int, n_used: int, limit: int) -> str:
     if not n_used:
-        return f"{n_new} of them, expected at most {limit}"
+        return f"{n_new} {part}, expected at most {limit}"
     return (
         f"{n_new} new names, but {n_used} of {limit} slots have been used since the pipeline was started; "
         "restart it to free the slots of removed names"

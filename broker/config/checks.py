@@ -1,0 +1,183 @@
+"""What must hold between the parts of a configuration. Reads the document as it was written, so that these mistakes are told together with
+those of single values, whatever else is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from broker.config import scalars
+from broker.config.document import Document, Error, Path, Text, dotted
+from broker.config.policy import PolicyError, parse_expression, read_sets
+from broker.config.policy.lexer import WORDS
+from broker.config.policy.sets import Elements
+from broker.config.scalars import Wrong, suggest
+
+
+def check(document: Document) -> Iterator[Error]:
+    whole = document.value
+    if not isinstance(whole, dict):
+        return
+    yield from _inputs(document, _mapping(whole, "inputs"))
+    yield from _tools(document, _mapping(whole, "tools"), _mapping(whole, "inputs"))
+    sets = yield from _sets(document, _mapping(whole, "sets"))
+    yield from _maps(document, whole, sets)
+    yield from _names(document, ("collector",), whole.get("collector"), _mapping(whole, "tools"), "tool")
+    if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
+        yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(path: Path, value: Any) -> list[tuple[Path, str]]:
+    """Path and text of the words of a list, or of the single word that stands for one."""
+    if isinstance(value, Text):
+        return [(path, value)]
+    if isinstance(value, list):
+        return [((*path, n), word) for n, word in enumerate(value) if isinstance(word, Text)]
+    return []
+
+
+def _error(document: Document, path: Path, text: str) -> Error:
+    return document.place(path), dotted(path), text
+
+
+def _names(document: Document, path: Path, value: Any, known: dict[str, Any], what: str) -> Iterator[Error]:
+    seen: set[str] = set()
+    for at, name in _listed(path, value):
+        if name in seen:
+            yield _error(document, at, f"'{name}' is given twice")
+        elif name not in known:
+            yield _error(document, at, f"unknown {what} '{name}'{suggest(name, known)}")
+        seen.add(name)
+
+
+def _twice(document: Document, what: str, values: Iterator[tuple[Path, str]]) -> Iterator[Error]:
+    first: dict[str, Path] = {}
+    for path, value in values:
+        if value in first:
+            yield _error(document, path, f"{what} '{value}' is used twice, the first time in {dotted(first[value])}")
+        else:
+            first[value] = path
+
+
+def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
+    interfaces = []
+    for name, value in inputs.items():
+        if not isinstance(value, dict):
+            continue
+        path: Path = ("inputs", name)
+        if value.get("kind") == "afpacket" and isinstance(value.get("interface"), Text):
+            interfaces.append(((*path, "interface"), str(value["interface"])))
+        if value.get("kind") == "pcap" and ("file" in value) == ("files" in value):
+            found = "both file and files" if "file" in value else "neither file nor files"
+            yield _error(document, path, f"{found}, expected one of them")
+        if value.get("kind") == "pcap" and isinstance(value.get("files"), list) and not value["files"]:
+            yield _error(document, (*path, "files"), "found an empty list, expected at least 1 entry")
+    yield from _twice(document, "interface", iter(interfaces))
+
+
+def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) -> Iterator[Error]:
+    written = []
+    for name, value in tools.items():
+        if not isinstance(value, dict):
+            continue
+        path: Path = ("tools", name)
+        if "tunnel" in value:
+            yield from _families(document, (*path, "tunnel"), value["tunnel"])
+        elif value.get("kind") == "pcap":
+            if ("file" in value) == ("directory" in value):
+                found = "both file and directory" if "file" in value else "neither file nor directory"
+                yield _error(document, path, f"{found}, expected one of them")
+            elif isinstance(value.get("file"), Text):
+                written.append(((*path, "file"), os.path.normpath(value["file"])))
+            elif isinstance(value.get("directory"), Text):
+                written.append(((*path, "directory"), os.path.normpath(os.path.join(value["directory"], f"{name}.pcap"))))
+    yield from _twice(document, "file", iter(written))
+    played = {
+        os.path.normpath(file): path
+        for name, value in inputs.items()
+        if isinstance(value, dict)
+        for key in ("file", "files")
+        for path, file in _listed(("inputs", name, key), value.get(key))
+    }
+    for path, file in written:
+        if file in played:
+            yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
+
+
+def _families(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
+    if not isinstance(tunnel, dict):
+        return
+    try:
+        remote, source = (ipaddress.ip_address(str(tunnel.get(key))) for key in ("remote", "source"))
+    except ValueError:
+        return  # missing, or told by its own check
+    if remote.version != source.version:
+        text = f"IPv{source.version}, but remote is IPv{remote.version}; expected addresses of one family"
+        yield _error(document, (*path, "source"), text)
+
+
+def _sets(document: Document, sets: dict[str, Any]) -> Generator[Error, None, dict[str, Elements]]:
+    """Gives the sets as far as they are right, so that what only uses them is not told as wrong."""
+    good: dict[str, tuple[str, ...]] = {}
+    for name, value in sets.items():
+        entries = []
+        for path, word in _listed(("sets", name), value):
+            try:
+                entries.append(scalars.set_entry(word))
+            except Wrong:
+                continue
+            kind, first = scalars.entry_kind(entries[-1]), scalars.entry_kind(entries[0])
+            if kind != first:
+                yield _error(document, path, f"'{word}' among {first}, expected a set of one kind")
+        good[name] = tuple(entries)
+    return read_sets(good)
+
+
+def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) -> Iterator[Error]:
+    maps = whole.get("maps")
+    if not isinstance(maps, list):
+        return
+    names = ((("maps", n, "name"), str(m["name"])) for n, m in enumerate(maps) if isinstance(m, dict) and isinstance(m.get("name"), Text))
+    yield from _twice(document, "map name", names)
+    for n, value in enumerate(maps):
+        if not isinstance(value, dict):
+            continue
+        path: Path = ("maps", n)
+        yield from _names(document, (*path, "inputs"), value.get("inputs"), _mapping(whole, "inputs"), "input")
+        yield from _names(document, (*path, "to"), value.get("to"), _mapping(whole, "tools"), "tool")
+        rules = value.get("rules")
+        for r, rule in enumerate(rules if isinstance(rules, list) else ()):
+            for action in ("pass", "drop"):
+                if isinstance(rule, dict) and isinstance(rule.get(action), Text):
+                    yield from _expression(document, (*path, "rules", r, action), str(rule[action]), sets)
+
+
+def _expression(document: Document, path: Path, expression: str, sets: dict[str, Elements]) -> Iterator[Error]:
+    try:
+        parse_expression(expression, sets)
+    except PolicyError as error:
+        if error.offset < 0:
+            yield _error(document, path, error.message)
+        else:
+            text = f"{error.message} (column {error.offset + 1} of the expression){_meant(expression[error.offset :], error.message, sets)}"
+            yield document.inside(path, error.offset), dotted(path), text
+
+
+def _meant(rest: str, message: str, sets: dict[str, Elements]) -> str:
+    """What the word that `rest` begins with may be a slip of."""
+    found = re.match(r"(\$?)([A-Za-z0-9_.-]+)", rest)
+    if found is None or "did you mean" in message:
+        return ""
+    mark, word = found.groups()
+    known = sets.keys() if mark else WORDS
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"; did you mean '{mark}{close[0]}'?" if close and word not in known else ""

@@ -1,0 +1,97 @@
+"""A configuration file as frozen values, or everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from broker.config import schema
+from broker.config.checks import check
+from broker.config.document import Document, Error, read_document
+from broker.config.messages import told
+from broker.config.slots import assign_slots
+from broker.core.errors import ConfigErrors
+from broker.core.model import Config, Input, Map, Place, RingSizes, Rule, Stages, Tool, Tunnel
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """The configuration in the file `path`, slots assigned. ConfigErrors tells all its mistakes; that it cannot be read is one.
+
+    Names of files in it are taken from the directory it lies in.
+    """
+    name = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise ConfigErrors([(Place(name, 1, 1), "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        place = Place(name, before.count(b"\n") + 1, len(before.rpartition(b"\n")[2].decode()) + 1)
+        raise ConfigErrors([(place, "", f"byte 0x{content[error.start]:02x} is not UTF-8")]) from None
+    return parse_config(text, name, os.path.dirname(os.path.abspath(name)))
+
+
+def parse_config(text: str, file_name: str = "configuration", directory: str = "") -> Config:
+    """The same of a text; `file_name` is for messages. Files are taken from `directory`; without it they stay as they are written."""
+    document = read_document(text, file_name)
+    errors: list[Error] = list(document.errors)
+    whole = None
+    if document.whole and document.value is None and not errors:
+        errors.append((document.place(()), "", "the document is empty, expected a mapping with inputs, tools and maps"))
+    elif document.whole:
+        whole, found = _validated(document)
+        said = {error[:2] for error in found}
+        errors += found
+        errors += (e for e in check(document) if e[:2] not in said and not document.is_broken(e[1]))
+    if errors or whole is None:
+        raise ConfigErrors(errors)
+    return assign_slots(_config(whole, document, directory))
+
+
+def _validated(document: Document) -> tuple[schema.Whole | None, list[Error]]:
+    try:
+        return schema.Whole.model_validate(document.value), []
+    except ValidationError as error:
+        found = [told(document, details) for details in error.errors(include_url=False)]
+        return None, [e for e in found if e is not None]
+
+
+def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
+    return Config(
+        node=whole.node,
+        inputs=tuple(_input(name, value, directory) for name, value in whole.inputs.items()),
+        tools=tuple(_tool(name, value, directory) for name, value in whole.tools.items()),
+        maps=tuple(_map(n, value, document) for n, value in enumerate(whole.maps)),
+        sets={name: tuple(entries) for name, entries in whole.sets.items()},
+        collector=tuple(whole.collector),
+        stages=Stages(**whole.stages.model_dump()),
+        ring=RingSizes(**whole.ring.model_dump()),
+        http=whole.http,
+        drain_s=whole.drain_s,
+    )
+
+
+def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory: str) -> Input:
+    if isinstance(value, schema.AfPacketInput):
+        return Input(name, "afpacket", interface=value.interface, promiscuous=value.promiscuous, ring_bytes=value.ring_bytes)
+    files = value.files or [str(value.file)]
+    return Input(name, "pcap", files=tuple(os.path.join(directory, file) for file in files), pace=value.pace)
+
+
+def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str) -> Tool:
+    if isinstance(value, schema.TunnelTool):
+        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()))
+    file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
+    return Tool(name, file=os.path.join(directory, file))
+
+
+def _map(number: int, value: schema.MapPart, document: Document) -> Map:
+    rules = []
+    for r, rule in enumerate(value.rules):
+        action = "pass" if "pass" in rule else "drop"
+        place = document.inside(("maps", number, "rules", r, action), 0)
+        rules.append(Rule("pass" if action == "pass" else "drop", rule[action], place))
+    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined)

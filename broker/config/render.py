@@ -1,0 +1,57 @@
+"""The effective configuration as YAML: every default filled in, every value in its one spelling. `parse_config` makes the same of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from broker.core.model import Config, Input, Tool, Tunnel
+
+
+def render(config: Config) -> str:
+    """A document of what a configuration file can say. (A tool of a replay that has both a tunnel and a file is shown as its tunnel.)"""
+    whole = {
+        "node": config.node,
+        "inputs": {i.name: _input(i) for i in config.inputs},
+        "tools": {t.name: _tool(t) for t in config.tools},
+        "sets": {name: [_entry(entry) for entry in entries] for name, entries in config.sets.items()},
+        "maps": [
+            {
+                "name": m.name,
+                **({"inputs": list(m.inputs)} if m.inputs else {}),
+                "rules": [{rule.action: rule.expression} for rule in m.rules],
+                "to": list(m.to),
+                "undetermined": m.undetermined,
+            }
+            for m in config.maps
+        ],
+        "collector": list(config.collector),
+        "stages": asdict(config.stages),
+        "ring": asdict(config.ring),
+        **({"http": config.http} if config.http else {}),
+        "drain_s": config.drain_s,
+    }
+    text: str = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=1 << 20)
+    return text
+
+
+def _input(value: Input) -> dict[str, Any]:
+    if value.kind == "afpacket":
+        return {"kind": value.kind, "interface": value.interface, "promiscuous": value.promiscuous, "ring_bytes": value.ring_bytes}
+    files = {"file": value.files[0]} if len(value.files) == 1 else {"files": list(value.files)}
+    return {"kind": value.kind, **files, "pace": int(value.pace) if value.pace.isdigit() else value.pace}
+
+
+def _tool(value: Tool) -> dict[str, Any]:
+    return {"kind": "pcap", "file": value.file} if value.tunnel is None else {"tunnel": _tunnel(value.tunnel)}
+
+
+def _tunnel(value: Tunnel) -> dict[str, Any]:
+    only_udp = () if value.kind == "gre-udp" else ("port", "source_port")
+    return {key: item for key, item in asdict(value).items() if item not in (None, "") and key not in only_udp}
+
+
+def _entry(entry: str) -> str | int:
+    return int(entry) if entry.isdigit() else entry

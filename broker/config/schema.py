@@ -1,0 +1,271 @@
+"""The keys of a configuration, with their types, defaults and descriptions: pydantic models, in the control process only.
+
+What a value may be says `scalars`, what must hold between values says `checks`; `loader` turns these into the frozen values of
+`broker.core.model`. The JSON Schema for editors is made from this file::
+
+    python -m broker.config.schema > deploy/tapmesh.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic_core import CoreSchema, core_schema
+
+from broker.config import scalars
+from broker.core import layout, model
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parsed:
+    """An annotation: values go through `parse` first; `json` describes what may be written."""
+
+    parse: Callable[[Any], Any]
+    json: dict[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return dict(self.json)
+
+
+def whole(low: int, high: int) -> Parsed:
+    return Parsed(partial(scalars.integer, low=low, high=high), {"type": "integer", "minimum": low, "maximum": high})
+
+
+def power_of_two(low: int, high: int) -> Parsed:
+    powers = [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
+    return Parsed(partial(scalars.power_of_two, low=low, high=high), {"enum": powers})
+
+
+def choice(*words: str) -> Parsed:
+    return Parsed(partial(scalars.choice, words=words), {"type": "string", "enum": list(words)})
+
+
+def text(parse: Callable[[Any], str], **json: Any) -> Parsed:
+    return Parsed(parse, {"type": "string", **json})
+
+
+def kind(word: str) -> Parsed:
+    return Parsed(str, {"const": word})
+
+
+NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
+FILE = text(scalars.file, minLength=1)
+TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
+ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
+PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
+DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
+RULE = Parsed(
+    scalars.rule,
+    {
+        "oneOf": [
+            {"type": "object", "properties": {action: {"type": "string"}}, "required": [action], "additionalProperties": False}
+            for action in ("pass", "drop")
+        ]
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOrMany:
+    """An annotation: a list, for which a single word may stand."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        listed = handler(schema)
+        listed = next((option for option in listed.get("anyOf", ()) if option.get("type") == "array"), listed)
+        return {"anyOf": [listed["items"], listed]}
+
+
+Names = Annotated[list[Annotated[str, NAME]], OneOrMany()]
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """Of the frozen value that a part becomes: said once, there."""
+    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+_INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AfPacketInput(Part):
+    """Live traffic of a network interface (AF_PACKET, TPACKET_V3)."""
+
+    kind: Annotated[Literal["afpacket"], kind("afpacket")]
+    interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to listen on")
+    promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
+    ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
+
+
+class PcapInput(Part):
+    """Capture files, played once, one after the other."""
+
+    kind: Annotated[Literal["pcap"], kind("pcap")]
+    file: Annotated[str | None, FILE] = Field(None, description="a pcap or pcapng file")
+    files: Annotated[list[Annotated[str, FILE]] | None, OneOrMany()] = Field(None, description="several of them, in this order")
+    pace: Annotated[str, PACE] = Field(_INPUT["pace"], description="max, recorded, a factor such as 2x, or packets per second")
+
+
+class GreTunnel(Part):
+    """GRE over IPv4 or IPv6 carrying Ethernet frames (RFC 2784, RFC 2890, protocol type 0x6558)."""
+
+    kind: Annotated[Literal["gre"], kind("gre")]
+    remote: Annotated[str, text(scalars.host)] = Field(description="the address of the receiver")
+    source: Annotated[str, text(scalars.host)] = Field(_TUNNEL["source"], description="our address; by default what the route says")
+    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_TUNNEL["key"], description="GRE key; none by default")
+    sequence: Annotated[bool, TRUTH] = Field(_TUNNEL["sequence"], description="number the packets, so that the receiver can see loss")
+    checksum: Annotated[bool, TRUTH] = Field(_TUNNEL["checksum"], description="GRE checksum over the packet")
+    ttl: Annotated[int, whole(1, 255)] = Field(_TUNNEL["ttl"], description="TTL or hop limit of the outer packet")
+    dscp: Annotated[int, whole(0, 63)] = Field(_TUNNEL["dscp"], description="DSCP of the outer packet")
+
+
+class GreUdpTunnel(GreTunnel):
+    """GRE in UDP (RFC 8086): for where raw sockets or GRE are not allowed."""
+
+    kind: Annotated[Literal["gre-udp"], kind("gre-udp")]  # type: ignore[assignment]
+    port: Annotated[int, whole(1, 65_535)] = Field(_TUNNEL["port"], description="UDP port of the receiver")
+    source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: chosen for us")
+
+
+def tagged_kind(value: Any) -> str:
+    return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
+
+
+def tagged_tool(value: Any) -> str:
+    return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
+
+
+Tunnel = Annotated[
+    Annotated[GreTunnel, Tag("@gre")] | Annotated[GreUdpTunnel, Tag("@gre-udp")],
+    Discriminator(tagged_kind),
+    BeforeValidator(partial(scalars.kind_of, kinds=("gre", "gre-udp"))),
+]
+
+
+class TunnelTool(Part):
+    """A receiver at the far end of a tunnel."""
+
+    tunnel: Tunnel = Field(description="how to get there")
+
+
+class FileTool(Part):
+    """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
+
+    kind: Annotated[Literal["pcap"], kind("pcap")]
+    file: Annotated[str | None, FILE] = Field(None, description="the file to write")
+    directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
+
+
+class MapPart(Part):
+    """Which packets go to which tools: the first rule that matches decides."""
+
+    name: Annotated[str, NAME] = Field(description="the name of the map, in counters and messages")
+    inputs: Names = Field([], min_length=1, description="inputs it looks at; all when left out")
+    rules: list[Annotated[dict[str, str], RULE]] = Field(
+        min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
+    )
+    to: Names = Field(min_length=1, description="the tools that get what is passed")
+    undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
+        "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
+    )
+
+
+class StagesPart(Part):
+    """Workers: capture lanes for each live input; of the others for each lane."""
+
+    capture: Annotated[int, whole(1, 16)] = Field(_STAGES["capture"], description="lanes for each live input, shared by flow hash")
+    filter: Annotated[int, whole(1, 16)] = Field(_STAGES["filter"], description="filter workers for each lane")
+    encapsulate: Annotated[int, whole(1, 16)] = Field(_STAGES["encapsulate"], description="encapsulate workers for each lane")
+    send: Annotated[int, whole(1, 16)] = Field(_STAGES["send"], description="send workers for each lane")
+
+
+class RingPart(Part):
+    """Sizes of the ring of each lane."""
+
+    blocks: Annotated[int, power_of_two(4, 1024)] = Field(_RING["blocks"], description="a power of two")
+    block_packets: Annotated[int, whole(1, 16_384)] = Field(_RING["block_packets"], description="packets a block holds at most")
+    block_bytes: Annotated[int, whole(layout.MAX_FRAME_BYTES, 1 << 26)] = Field(
+        _RING["block_bytes"], description="bytes of packets a block holds; the longest frame must fit"
+    )
+
+
+Input = Annotated[
+    Annotated[AfPacketInput, Tag("@afpacket")] | Annotated[PcapInput, Tag("@pcap")],
+    Discriminator(tagged_kind),
+    BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap"))),
+]
+Tool = Annotated[
+    Annotated[TunnelTool, Tag("@tunnel")] | Annotated[FileTool, Tag("@file")],
+    Discriminator(tagged_tool),
+    BeforeValidator(scalars.tool),
+]
+
+
+class Whole(Part):
+    """A tapmesh configuration."""
+
+    node: Annotated[str, NAME] = Field("tapmesh", description="name of this broker, and of its pipeline in shared memory")
+    inputs: dict[Annotated[str, NAME], Input] = Field(
+        min_length=1, max_length=layout.INPUTS, description="inputs by name: where traffic comes from"
+    )
+    tools: dict[Annotated[str, NAME], Tool] = Field(
+        min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
+    )
+    sets: dict[Annotated[str, NAME], Annotated[list[Annotated[str, ENTRY]], Field(min_length=1)]] = Field(
+        {}, description="addresses and nets, or ports, for $NAME in expressions"
+    )
+    maps: list[MapPart] = Field([], max_length=layout.MAPS, description="all are tried; a tool gets a packet at most once")
+    collector: Names = Field([], description="tools for what no map took; left out: it is counted as filtered")
+    stages: StagesPart = Field(default_factory=lambda: StagesPart.model_validate({}), description="how many workers")
+    ring: RingPart = Field(default_factory=lambda: RingPart.model_validate({}), description="sizes of the rings")
+    http: Annotated[str, text(scalars.endpoint)] = Field(_CONFIG["http"], description="address:port of /metrics, /healthz and /readyz")
+    drain_s: Annotated[float, DRAIN] = Field(_CONFIG["drain_s"], description="how long a stop may take to deliver what was captured")
+
+
+TAGGED: dict[str, type[Part]] = {
+    "@afpacket": AfPacketInput,
+    "@pcap": PcapInput,
+    "@gre": GreTunnel,
+    "@gre-udp": GreUdpTunnel,
+    "@tunnel": TunnelTool,
+    "@file": FileTool,
+}
+SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "stages": StagesPart, "ring": RingPart}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema 2020-12 of a configuration document."""
+    made = Whole.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tapmesh configuration", **_untitled(made)}
+
+
+def _untitled(value: Any) -> Any:
+    """Without the titles that pydantic makes of the names, and without defaults that say no more than that there is none."""
+    if isinstance(value, dict):
+        kept = ((k, v) for k, v in value.items() if not (k == "title" and isinstance(v, str)))
+        return {k: _untitled(v) for k, v in kept if not (k == "default" and v in (None, "", [], {}))}
+    if isinstance(value, list):
+        return [_untitled(v) for v in value]
+    return value
+
+
+def schema_text() -> str:
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())
