@@ -1,0 +1,1 @@
+"""Measurements, printed as JSON lines: ``python -m bench [NAME...] [--quick]``. A peer is measured in the same run."""

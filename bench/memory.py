@@ -1,0 +1,57 @@
+"""What a running agent takes: PSS of all its processes while traffic flows, rings included.
+
+PSS counts a page that n processes share as 1/n in each; pages of the rings that nobody has mapped are added by what their files occupy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import programs, workload
+from bench.report import Row
+
+MIB = 1 << 20
+PATIENCE_S = 60.0
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    n_packets, wanted = (20_000, 200) if quick else (400_000, 5_000)
+    with programs.scratch() as directory, programs.sink() as receiver:
+        capture, config = directory / "in.pcap", directory / "bench.yaml"
+        workload.write_capture(capture, "imix", n_packets)
+        tool = f"{{tunnel: {{kind: gre-udp, remote: 127.0.0.1, port: {receiver.getsockname()[1]}, key: 7, sequence: true}}}}"
+        config.write_text(programs.config_text(capture, tool, workload.terms(100), pace=str(n_packets // 10)))
+        with programs.agent(config) as process:
+            received = 0
+            while received < wanted:
+                n = programs.drain(receiver, PATIENCE_S)
+                if not n:
+                    raise RuntimeError(f"{received} of {wanted} frames came, then none for {PATIENCE_S} s")
+                received += n
+            by_process = {name: pss for name, pss, _ in map(_process, programs.family(process.pid)) if pss}
+            mapped = sum(shared for _, _, shared in map(_process, programs.family(process.pid)))
+            rings = _rings(f"tapmesh-bench-{os.getpid()}")
+    total = sum(by_process.values()) + max(0, rings - mapped)
+    detail = {"processes_mib": {name: round(pss / MIB, 1) for name, pss in by_process.items()}, "rings_mib": round(rings / MIB, 1)}
+    yield Row("memory", "running agent, four stages, one worker each, 100 rules, traffic flowing", total / MIB, "MiB", {}, detail)
+
+
+def _process(pid: int) -> tuple[str, int, int]:
+    """(name and pid, PSS, the shared memory in it), in bytes; zeros when it has just gone."""
+    with contextlib.suppress(OSError):
+        rollup = {
+            name: value for name, _, value in (row.partition(":") for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+        }
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        pss, shared = (int(rollup[key].split()[0]) * 1024 for key in ("Pss", "Pss_Shmem"))
+        return f"{name} {pid}", pss, shared
+    return "", 0, 0
+
+
+def _rings(name: str) -> int:
+    """What the files of a pipeline occupy."""
+    root = Path(os.environ.get("TAPMESH_SHM", "/dev/shm"))
+    return sum(path.stat().st_blocks * 512 for path in (root / name).iterdir())
