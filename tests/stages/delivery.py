@@ -1,0 +1,111 @@
+"""What the tests of encapsulate and send stand on: a block on the heap filled by hand, and a worker's surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker.core import layout
+from broker.core.batch import Batch, heap_batch
+from broker.core.layout import Geometry
+from broker.core.metrics import COUNTERS, N_COUNTERS, index
+from broker.core.model import Config, Lane, Tool, Tunnel
+from broker.core.stage import Context, Generation
+
+SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 64, data_bytes=layout.MAX_FRAME_BYTES)
+NOON_NS = 1_700_000_000_123_456_789
+
+
+@dataclass
+class Surroundings:
+    """A context and the memory that its addresses point to. `tickets` and `sequences` may be shared by several workers."""
+
+    geometry: Geometry = SMALL
+    worker: int = 0
+    n_workers: int = 1
+    epoch: int = 1
+    lane: int = 0
+    lanes_total: int = 1
+    counters: np.ndarray = field(default_factory=lambda: np.zeros(N_COUNTERS, np.int64))
+    live: np.ndarray = field(default_factory=lambda: np.zeros(N_COUNTERS, np.int64))
+    tickets: np.ndarray = field(default_factory=lambda: np.zeros(2 * SMALL.n_blocks, layout.TICKET))
+    sequences: np.ndarray = field(default_factory=lambda: np.zeros(layout.TOOLS, np.int64))
+    progress: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    @property
+    def context(self) -> Context:
+        def at(array: np.ndarray) -> int:
+            return int(array.ctypes.data)
+
+        return Context(
+            Path("/nonexistent"), Lane(self.lane, ()), self.worker, self.n_workers, self.geometry, self.epoch,
+            self.counters, at(self.counters), self.live, at(self.live), at(self.sequences), at(self.tickets), at(self.progress),
+            self.lanes_total,
+        )  # fmt: skip
+
+    def count(self, stage: str, name: str, slot: int) -> int:
+        return int(self.counters[index(stage, name) + slot])
+
+    def drops(self, stage: str, slot: int) -> dict[str, int]:
+        """Frames dropped, by reason; reasons that did not occur are left out."""
+        rows = [c.name for c in COUNTERS if c.stage == stage and c.name.startswith("dropped_")]
+        return {name.removeprefix("dropped_"): n for name in rows if (n := self.count(stage, name, slot))}
+
+
+def generation(*tools: Tool, number: int = 1) -> Generation:
+    return Generation(number, Config("test", (), tools, ()), np.zeros(1, np.uint8), 0)
+
+
+def gre_tool(slot: int = 0, kind: Any = "gre", remote: str = "192.0.2.9", file: str = "", **options: Any) -> Tool:
+    return Tool(f"tool{slot}", slot, Tunnel(kind, remote, **options), file)
+
+
+def file_tool(slot: int, path: Path | str) -> Tool:
+    return Tool(f"file{slot}", slot, None, str(path))
+
+
+def fill(
+    batch: Batch,
+    packets: Sequence[bytes],
+    verdicts: Sequence[int] | int = 1,
+    *,
+    flows: Sequence[int] | None = None,
+    times: Sequence[int] | None = None,
+    wirelens: Sequence[int] | None = None,
+) -> None:
+    """What capture and filter would have left. A verdict is a mask of slots as a plain integer, bit 63 included."""
+    at = 0
+    for i, packet in enumerate(packets):
+        batch.data[at : at + len(packet)] = np.frombuffer(packet, np.uint8)
+        mask = verdicts if isinstance(verdicts, int) else verdicts[i]
+        batch.packets[i] = (times[i] if times else NOON_NS + i, at, len(packet), wirelens[i] if wirelens else len(packet), 0, 0)
+        batch.verdicts[i] = (mask - (1 << 64) if mask >> 63 else mask, flows[i] if flows else 0x9E3779B1 * i & 0xFFFF_FFFF, 0, 0)
+        at += len(packet)
+    batch.block["n_packets"], batch.block["data_used"] = len(packets), at
+
+
+def frames(batch: Batch) -> list[tuple[int, int, bytes, bytes]]:
+    """(packet, tool, outer header, window) of each frame in the block."""
+    found = []
+    for row in batch.frames[: int(batch.block["n_frames"][0])]:
+        header = batch.headers[int(row["header_at"]) : int(row["header_at"]) + int(row["header_len"])].tobytes()
+        window = batch.data[int(row["data_at"]) : int(row["data_at"]) + int(row["data_len"])].tobytes()
+        found.append((int(row["packet"]), int(row["tool"]), header, window))
+    return found
+
+
+def payload(n_bytes: int, seed: int = 0) -> bytes:
+    """Bytes that are all different enough for a checksum to notice any change."""
+    return bytes((seed * 31 + i * 167 + (i >> 8) * 13) & 0xFF for i in range(n_bytes))
+
+
+def new_batch(geometry: Geometry = SMALL) -> Batch:
+    return heap_batch(geometry)
+
+
+def small(**sizes: int) -> Geometry:
+    return replace(SMALL, **sizes)
