@@ -32,8 +32,14 @@ class _Stderr:
     debug = info = warning = error = critical = msg
 
 
-def configure(*, json: bool = True, level: int = logging.INFO) -> None:
-    """Once a process. JSON for machines, key=value for a person at a terminal."""
+LEVEL = "TAPMESH_LOG_LEVEL"
+"""debug, info, warning or error: the least that is logged, by the processes that we start too."""
+
+
+def configure(*, json: bool = True, level: int | None = None) -> None:
+    """Once a process. JSON for machines, key=value for a person at a terminal. `level`: of `logging`, default as in LEVEL, else info."""
+    if level is None:
+        level = logging.getLevelNamesMapping().get(os.environ.get(LEVEL, "").upper(), logging.INFO)
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
     structlog.configure(
         processors=[

@@ -1,0 +1,40 @@
+"""``tapmesh``: the commands. Each is a module with `add` (its arguments) and `main` (what it does, returning the exit status)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from broker.cli import check, replay, run, status, top
+from broker.core.errors import TapmeshError
+
+COMMANDS = (run, check, replay, status, top)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tapmesh", description="The open virtual packet broker")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Operators' mistakes end here: told as they stand, exit status 1 (or what the command has chosen)."""
+    parsed = parser().parse_args(arguments)
+    try:
+        status: int = parsed.main(parsed)
+        sys.stdout.flush()
+    except TapmeshError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""A line on stderr that says how far it is, rewritten in place; nothing where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from broker.core.metrics import WIDTH, index
+from broker.supervisor.session import Session
+
+_EVERY_S = 0.2
+
+
+class Progress:
+    """Given to the supervisor as `on_tick`."""
+
+    def __init__(self, *, shown: bool | None = None) -> None:
+        self.shown = sys.stderr.isatty() if shown is None else shown
+        self._next = 0.0
+        self._before = (time.monotonic(), 0)
+        self._dirty = False
+
+    def __call__(self, session: Session) -> None:
+        now = time.monotonic()
+        if not self.shown or now < self._next:
+            return
+        self._next = now + _EVERY_S
+        if session.host.progress:
+            self._say(session.host.progress)
+            return
+        captured = captured_so_far(session)
+        then, before = self._before
+        rate = (captured - before) / (now - then) if now > then else 0.0
+        self._before = now, captured
+        self._say(f"{captured:,} packets, {max(0.0, rate):,.0f}/s" if session.times.up_ns else "starting")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+        self._dirty = True
+
+    def end(self) -> None:
+        """Leave an empty line for what follows."""
+        if self._dirty:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._dirty = False
+
+
+def captured_so_far(session: Session) -> int:
+    """Packets in the newest committed counters of capture: good enough for a progress line, not for a ledger."""
+    at = index("capture", "captured_packets")
+    total = 0
+    for lane in session.pipeline.lanes:
+        half = int(lane.workers["cursor"][0]) & 1
+        total += int(lane.committed[0, half, at : at + WIDTH["input"]].sum())
+    return total

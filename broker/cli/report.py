@@ -1,0 +1,125 @@
+"""What a run was, or is, as tables for people: stages, maps, tools, and the ledger with its sum. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.cli.table import Column, count, reasons, render, share, size
+from broker.core.layout import STAGES
+from broker.core.metrics import WIDTH, index, of_stage
+from broker.supervisor.ledger import Ledger, total
+from broker.supervisor.snapshot import Counts, Snapshot
+
+_HANDLED = {"capture": "captured_packets", "filter": "judged_packets", "encapsulate": "framed_frames", "send": "delivered_frames"}
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """One stage, all its workers added up."""
+
+    stage: str
+    workers: int
+    restarts: int
+    handled: int  # packets; from encapsulate on frames
+    busy_ns: int
+    starved_ns: int
+    blocked_ns: int
+
+    @property
+    def ns_each(self) -> float:
+        return self.busy_ns / self.handled if self.handled else 0.0
+
+
+def stage_figures(snapshot: Snapshot) -> list[StageFigures]:
+    found = []
+    for stage in STAGES:
+        workers = snapshot.workers(stage)
+        row = total(snapshot.lanes, stage)
+        times = (int(row[index("", name)]) for name in ("busy_ns", "starved_ns", "blocked_ns"))
+        restarts = sum(max(0, w.epoch - 1) for w in workers)
+        found.append(StageFigures(stage, len(workers), restarts, _handled(row, stage), *times))
+    return found
+
+
+def _handled(row: Counts, stage: str) -> int:
+    counter = next(c for c in of_stage(stage) if c.name == _HANDLED[stage])
+    at = index(stage, counter.name)
+    return int(row[at : at + WIDTH[counter.per]].sum())
+
+
+def stages_table(snapshot: Snapshot) -> str:
+    columns = [
+        Column("stage", right=False),
+        *(Column(t) for t in ("workers", "handled", "ns each", "busy", "starved", "blocked", "restarts")),
+    ]
+    rows = []
+    for f in stage_figures(snapshot):
+        whole = f.busy_ns + f.starved_ns + f.blocked_ns
+        times = [share(f.busy_ns, whole), share(f.starved_ns, whole), share(f.blocked_ns, whole)]
+        unit = "packets" if f.stage in ("capture", "filter") else "frames"
+        rows.append([f.stage, str(f.workers), f"{f.handled:,} {unit:7}", f"{f.ns_each:,.0f}", *times, str(f.restarts)])
+    return render(columns, rows)
+
+
+def maps_table(ledger: Ledger) -> str:
+    columns = [Column("map", right=False), *(Column(t) for t in ("passed", "passed bytes", "dropped by rule", "undetermined"))]
+    rows = [
+        [m.map, count(m.passed_packets), size(m.passed_bytes), count(m.dropped_packets), count(m.undetermined_packets)] for m in ledger.maps
+    ]
+    return render(columns, rows)
+
+
+def tools_table(ledger: Ledger) -> str:
+    columns = [
+        Column("tool", right=False),
+        *(Column(t) for t in ("wanted", "delivered", "bytes", "in flight")),
+        Column("dropped", right=False),
+    ]
+    rows = []
+    for t in ledger.tools:
+        counts = [count(t.wanted_frames), count(t.delivered_frames), size(t.delivered_bytes), count(t.in_flight_frames)]
+        rows.append([t.tool, *counts, _tool_drops(t.dropped, t.repeated_frames)])
+    return render(columns, rows)
+
+
+def _tool_drops(dropped: dict[str, int], repeated: int) -> str:
+    return reasons(dropped) + (f" (and at most {repeated:,} delivered twice after a crash)" if repeated else "")
+
+
+def ledger_table(ledger: Ledger) -> str:
+    """Fates of the packets received, and their sum, which must be what was received."""
+    received = sum(lane.received_packets for lane in ledger.lanes)
+    dropped: dict[str, int] = {}
+    for lane in ledger.lanes:
+        for reason, n in lane.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + n
+    inputs = ", ".join(f"{i.input} {i.received_packets:,}" for i in ledger.inputs)
+    forwarded = sum(lane.forwarded_packets for lane in ledger.lanes)
+    filtered = sum(lane.filtered_packets for lane in ledger.lanes)
+    in_flight = sum(lane.in_flight_packets for lane in ledger.lanes)
+    lines = [
+        ("received", received, inputs if len(ledger.inputs) > 1 else ""),
+        ("forwarded", forwarded, "to at least one tool"),
+        ("filtered", filtered, "wanted by no map"),
+        *((f"dropped: {reason}", n, "") for reason, n in dropped.items() if n),
+        ("in flight", in_flight, "captured, not yet judged"),
+        ("sum", forwarded + filtered + sum(dropped.values()) + in_flight, verdict(ledger)),
+    ]
+    columns = [Column("ledger", right=False), Column("packets"), Column("", right=False)]
+    return render(columns, [[name, count(n), text] for name, n, text in lines])
+
+
+def verdict(ledger: Ledger) -> str:
+    return "= received: balanced" if ledger.balanced else "NOT BALANCED"
+
+
+def whole(snapshot: Snapshot, ledger: Ledger) -> str:
+    """All four tables, and each fault of the ledger in words."""
+    parts = [stages_table(snapshot)]
+    if ledger.maps:
+        parts.append(maps_table(ledger))
+    if ledger.tools:
+        parts.append(tools_table(ledger))
+    parts.append(ledger_table(ledger))
+    parts += [f"  ledger: {fault}" for fault in ledger.faults()]
+    return "\n\n".join(parts)

@@ -1,0 +1,105 @@
+"""The configuration in force: which number, which slots its names have, and how the next one takes its place.
+
+Capture stamps each block with the number it finds in the pipeline's header, and every stage handles a block by the tables of its stamp; so
+storing the number is the whole of a switch, and each packet is judged by exactly one generation. Nothing has to be rung: capture looks
+before each block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from broker.config.diff import diff
+from broker.config.slots import Slots, assign_slots, remember
+from broker.core.generations import remove_generations_before, write_generation
+from broker.core.model import Config
+from broker.core.shm import Pipeline
+from broker.supervisor.snapshot import Names
+
+Compile = Callable[[Config], bytes]
+
+
+def write_slots(directory: Path, slots: Slots) -> None:
+    """Keep the names of all slots that were ever given, for the next supervisor and for who reads the counters."""
+    scratch = directory / ".slots"
+    scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
+    scratch.rename(directory / "slots")
+
+
+def read_slots(directory: Path) -> Slots:
+    """Empty when none were written yet."""
+    with contextlib.suppress(FileNotFoundError):
+        return Slots(**msgpack.unpackb((directory / "slots").read_bytes()))
+    return Slots()
+
+
+def names_of(slots: Slots) -> Names:
+    return Names(*({slot: name for name, slot in part.items()} for part in (slots.inputs, slots.maps, slots.tools)))
+
+
+class InForce:
+    """The present generation of a pipeline, and the step to the next."""
+
+    def __init__(self, pipeline: Pipeline, compile_policy: Compile, log: Any) -> None:
+        self.pipeline, self.compile_policy, self.log = pipeline, compile_policy, log
+        self.config: Config | None = None
+        self.slots = Slots()
+        self._removable = 1  # those below it are gone
+        self._seen_removable = 1  # those below it were of no use when last looked
+
+    @property
+    def number(self) -> int:
+        return int(self.pipeline.header[0]["generation"])
+
+    @property
+    def names(self) -> Names:
+        return names_of(self.slots)
+
+    def adopt(self, config: Config) -> None:
+        """It is in force already; an earlier supervisor put it there."""
+        self.config = config
+        self.slots = remember(config, read_slots(self.pipeline.directory))
+
+    def put(self, config: Config) -> None:
+        """Compile, write and switch. ConfigErrors (an expression) or OSError (no room), and then nothing has changed."""
+        config = assign_slots(config, self.config, self.slots)
+        image = self.compile_policy(config)
+        number = self.number + 1
+        directory = self.pipeline.directory
+        slots = remember(config, self.slots)
+        write_generation(directory, number, config, image)
+        write_slots(directory, slots)
+        self.config, self.slots = config, slots
+        self.pipeline.header[0]["generation"] = number
+        self.log.info("generation_put", generation=number, policy_bytes=len(image))
+
+    def refusal(self, new: Config) -> list[str]:
+        """In words, why `new` cannot take the place of the present one without a restart; empty when it can."""
+        assert self.config is not None
+        g = self.pipeline.lanes[0].geometry
+        changes = diff(self.config, new, g.max_frames // g.max_packets)
+        return [str(change) for change in changes.of("restart")]
+
+    def changes(self, new: Config) -> str:
+        assert self.config is not None
+        return str(diff(self.config, new))
+
+    def forget_old(self) -> None:
+        """Remove what no worker holds and no block is stamped with any more. Called now and then; what is removable must be so twice."""
+        if self._removable == self.number:
+            return
+        oldest = self.number
+        for lane in self.pipeline.lanes:
+            oldest = min(oldest, *(int(n) for n in lane.workers["generation"]))
+            tail, head = int(lane.workers["cursor"].min()), int(lane.workers["cursor"][0])
+            if not 0 <= head - tail <= lane.geometry.n_blocks:
+                return
+            for seq in range(tail, head):
+                oldest = min(oldest, int(lane.batch(seq % lane.geometry.n_blocks).block[0]["generation"]))
+        remove_generations_before(self.pipeline.directory, min(oldest, self._seen_removable))
+        self._removable, self._seen_removable = min(oldest, self._seen_removable), oldest

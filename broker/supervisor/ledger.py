@@ -1,0 +1,284 @@
+"""The ledger: every packet that came was delivered, or dropped for a counted reason, or is in flight. Pure: a Snapshot in, a Ledger out.
+
+Per lane, in packets::
+
+    received = forwarded + filtered + dropped, by reason + in flight
+    received = captured + dropped at the door, by reason
+    in flight: published by capture, not yet judged - measured in the ring
+
+Per tool, in frames (a packet that two tools want is two frames)::
+
+    wanted = delivered + dropped, by reason + in flight
+    framed = delivered + refused by send, by reason + in flight behind encapsulate
+
+What each line is off by is told, never evened out. Drop reasons are the rows of `metrics` named ``dropped_*``; nothing here knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from broker.core import metrics
+from broker.core.layout import STAGES
+from broker.core.metrics import COUNTERS, WIDTH, index
+from broker.supervisor.snapshot import Counts, LaneSnapshot, Snapshot
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LaneLedger:
+    lane: int
+    received_packets: int
+    captured_packets: int
+    forwarded_packets: int
+    collected_packets: int
+    filtered_packets: int
+    dropped: dict[str, int]
+    in_flight_packets: int
+    off_by: int
+    trouble: str
+
+
+@dataclass(frozen=True)
+class InputLedger:
+    input: str
+    received_packets: int
+    captured_packets: int
+    captured_bytes: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class MapLedger:
+    map: str
+    passed_packets: int
+    passed_bytes: int
+    dropped_packets: int
+    dropped_bytes: int
+    undetermined_packets: int
+
+
+@dataclass(frozen=True)
+class ToolLedger:
+    tool: str
+    wanted_frames: int
+    delivered_frames: int
+    delivered_bytes: int
+    dropped: dict[str, int]
+    in_flight_frames: int
+    off_by: int
+    framed_off_by: int
+    repeated_frames: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    lanes: tuple[LaneLedger, ...]
+    inputs: tuple[InputLedger, ...]
+    maps: tuple[MapLedger, ...]
+    tools: tuple[ToolLedger, ...]
+    judged_off_by: int  # packets judged, less those with a counted fate
+
+    @property
+    def balanced(self) -> bool:
+        return not self.faults()
+
+    @property
+    def in_flight(self) -> int:
+        """Packets and frames that the rings still hold."""
+        return sum(lane.in_flight_packets for lane in self.lanes) + sum(t.in_flight_frames for t in self.tools)
+
+    def faults(self) -> list[str]:
+        """In words, every line that does not add up; empty when the ledger closes."""
+        words = []
+        for lane in self.lanes:
+            if lane.trouble:
+                words.append(f"lane {lane.lane}: could not be measured: {lane.trouble}")
+            elif lane.off_by:
+                words.append(f"lane {lane.lane}: {_off(lane.off_by, 'packets')} between capture and filter")
+        if self.judged_off_by:
+            words.append(f"filter: {_off(self.judged_off_by, 'packets')} judged without a counted fate")
+        for tool in self.tools:
+            if tool.off_by:
+                words.append(f"tool {tool.tool}: {_off(tool.off_by, 'frames')} between wanted and delivered or dropped")
+            elif tool.framed_off_by:
+                words.append(f"tool {tool.tool}: {_off(tool.framed_off_by, 'frames')} between encapsulate and send")
+        return words
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values in a fixed order. Holds no time, no pid and no path: equal runs give equal bytes."""
+        return {
+            "format": FORMAT,
+            "balanced": self.balanced,
+            "faults": self.faults(),
+            "lanes": [
+                {
+                    "lane": lane.lane,
+                    "received_packets": lane.received_packets,
+                    "forwarded_packets": lane.forwarded_packets,
+                    "collected_packets": lane.collected_packets,
+                    "filtered_packets": lane.filtered_packets,
+                    "dropped_packets": lane.dropped,
+                    "in_flight_packets": lane.in_flight_packets,
+                    "off_by": lane.off_by,
+                }
+                for lane in self.lanes
+            ],
+            "inputs": {
+                i.input: {
+                    "received_packets": i.received_packets,
+                    "captured_packets": i.captured_packets,
+                    "captured_bytes": i.captured_bytes,
+                    "dropped_packets": i.dropped,
+                }
+                for i in self.inputs
+            },
+            "maps": {
+                m.map: {
+                    "passed_packets": m.passed_packets,
+                    "passed_bytes": m.passed_bytes,
+                    "dropped_packets": m.dropped_packets,
+                    "dropped_bytes": m.dropped_bytes,
+                    "undetermined_packets": m.undetermined_packets,
+                }
+                for m in self.maps
+            },
+            "tools": {
+                t.tool: {
+                    "wanted_frames": t.wanted_frames,
+                    "delivered_frames": t.delivered_frames,
+                    "delivered_bytes": t.delivered_bytes,
+                    "dropped_frames": t.dropped,
+                    "in_flight_frames": t.in_flight_frames,
+                    "repeated_frames_at_most": t.repeated_frames,
+                    "off_by": t.off_by or t.framed_off_by,
+                }
+                for t in self.tools
+            },
+        }
+
+
+def _off(n: int, unit: str) -> str:
+    return f"{abs(n):,} {unit} {'missing' if n > 0 else 'too many'}"
+
+
+def balance(snapshot: Snapshot) -> Ledger:
+    totals = {stage: total(snapshot.lanes, stage) for stage in STAGES}
+    lanes = tuple(map(_lane, snapshot.lanes))
+    judged = _scalar(totals["filter"], "filter", "judged_packets")
+    fates = sum(lane.forwarded_packets + lane.filtered_packets for lane in lanes) + sum(_drops(totals["filter"], "filter", "", 0).values())
+    return Ledger(
+        lanes,
+        tuple(_input(totals["capture"], name, slot) for slot, name in _slots(snapshot, totals, "input")),
+        tuple(_map(totals["filter"], name, slot) for slot, name in _slots(snapshot, totals, "map")),
+        tuple(_tool(snapshot, totals, name, slot) for slot, name in _slots(snapshot, totals, "tool")),
+        judged - fates,
+    )
+
+
+def total(lanes: Iterable[LaneSnapshot], stage: str) -> Counts:
+    """int64[N_COUNTERS]: the rows of all workers of a stage added up, live and committed (a counter lies in one of the two)."""
+    found = np.zeros(metrics.N_COUNTERS, np.int64)
+    for lane in lanes:
+        for w in lane.workers:
+            if w.id.kind == stage:
+                found += _row(w.counters, w.live, stage)
+    return found
+
+
+def _row(committed: Counts, live: Counts, stage: str) -> Counts:
+    row = committed.copy()
+    for c in metrics.of_stage(stage):
+        if c.live:
+            at = index(stage, c.name)
+            row[at : at + WIDTH[c.per]] = live[at : at + WIDTH[c.per]]
+    return row
+
+
+def _scalar(row: Counts, stage: str, name: str, slot: int = 0) -> int:
+    return int(row[index(stage, name) + slot])
+
+
+def _drops(row: Counts, stage: str, per: str, slot: int) -> dict[str, int]:
+    """Reason -> count, of the drop counters that `stage` keeps per `per`, in the order of the table."""
+    return {
+        c.name.removeprefix("dropped_"): _scalar(row, stage, c.name, slot)
+        for c in COUNTERS
+        if c.stage == stage and c.per == per and c.name.startswith("dropped_")
+    }
+
+
+def _slots(snapshot: Snapshot, totals: dict[str, Counts], per: str) -> list[tuple[int, str]]:
+    """Slots that have a name, and those that have none but did count something."""
+    used = set(snapshot.names.known(per))
+    for stage in STAGES:
+        for c in COUNTERS:
+            if c.stage == stage and c.per == per:
+                at = index(stage, c.name)
+                used |= set(np.flatnonzero(totals[stage][at : at + WIDTH[c.per]]).tolist())
+    return [(slot, snapshot.names.of(per, slot)) for slot in sorted(used)]
+
+
+def _lane(lane: LaneSnapshot) -> LaneLedger:
+    capture, judge = total([lane], "capture"), total([lane], "filter")
+    at = index("capture", "captured_packets")
+    captured = int(capture[at : at + WIDTH["input"]].sum())
+    door = dict.fromkeys(_drops(capture, "capture", "input", 0), 0)
+    for slot in range(WIDTH["input"]):
+        for reason, n in _drops(capture, "capture", "input", slot).items():
+            door[reason] += n
+    dropped = door | _drops(judge, "filter", "", 0)
+    received = captured + sum(door.values())
+    forwarded, filtered = _scalar(judge, "filter", "forwarded_packets"), _scalar(judge, "filter", "filtered_packets")
+    return LaneLedger(
+        lane.number,
+        received,
+        captured,
+        forwarded,
+        _scalar(judge, "filter", "collected_packets"),
+        filtered,
+        dropped,
+        lane.unjudged_packets,
+        received - forwarded - filtered - sum(dropped.values()) - lane.unjudged_packets,
+        lane.trouble,
+    )
+
+
+def _input(capture: Counts, name: str, slot: int) -> InputLedger:
+    dropped = _drops(capture, "capture", "input", slot)
+    captured = _scalar(capture, "capture", "captured_packets", slot)
+    captured_bytes = _scalar(capture, "capture", "captured_bytes", slot)
+    return InputLedger(name, captured + sum(dropped.values()), captured, captured_bytes, dropped)
+
+
+def _map(judge: Counts, name: str, slot: int) -> MapLedger:
+    rows = ("passed_packets", "passed_bytes", "dropped_packets", "dropped_bytes", "undetermined_packets")
+    return MapLedger(name, *(_scalar(judge, "filter", f"map_{row}", slot) for row in rows))
+
+
+def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slot: int) -> ToolLedger:
+    wanted = _scalar(totals["filter"], "filter", "wanted_frames", slot)
+    framed = _scalar(totals["encapsulate"], "encapsulate", "framed_frames", slot)
+    delivered, n_bytes, repeated = (
+        _scalar(totals["send"], "send", row, slot) for row in ("delivered_frames", "delivered_bytes", "repeated_frames")
+    )
+    unframed = sum(int(lane.unframed[slot]) for lane in snapshot.lanes)
+    unsent = sum(int(lane.unsent[slot]) for lane in snapshot.lanes)
+    not_framed, refused = (_drops(totals[stage], stage, "tool", slot) for stage in ("encapsulate", "send"))
+    dropped = not_framed | refused
+    return ToolLedger(
+        name,
+        wanted,
+        delivered,
+        n_bytes,
+        dropped,
+        unframed + unsent,
+        wanted - delivered - sum(dropped.values()) - unframed - unsent,
+        framed - delivered - sum(refused.values()) - unsent,
+        repeated,
+    )

@@ -1,0 +1,106 @@
+"""Before the first worker: is there a pipeline of this name already, is there room, and making it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.config.lanes import geometry, lanes
+from broker.core.errors import PipelineError, TapmeshError
+from broker.core.generations import read_generation
+from broker.core.model import Config
+from broker.core.shm import Pipeline, bytes_needed, create_pipeline, open_pipeline, pipeline_directory, remove_pipeline, shared_memory_root
+from broker.supervisor.lock import AlreadyRunningError, hold
+from broker.supervisor.processes import attach, find
+
+MIB = 1024 * 1024
+POLICY_BYTES = 8 * MIB
+"""Left free for the policies that come with reloads."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pipeline that an earlier supervisor has left working."""
+
+    pipeline: Pipeline
+    config: Config  # of its present generation
+    pids: dict[int, str]
+
+
+def look(name: str, log: Any) -> Running | None:
+    """The running pipeline of that name; what a dead one has left behind is removed. The lock must be held.
+
+    PipelineError when processes run on memory that this version cannot read.
+    """
+    directory = pipeline_directory(name)
+    if not directory.exists():
+        return None
+    pids = find(name)
+    if not pids:
+        remove_pipeline(name)
+        log.warning("left_overs_removed", directory=str(directory))
+        return None
+    try:
+        pipeline = open_pipeline(name)
+        generation = int(pipeline.header[0]["generation"])
+        if generation:
+            return Running(pipeline, read_generation(directory, generation).config, pids)
+    except (PipelineError, OSError) as error:
+        raise PipelineError(f"{error}; its processes are running (pids {', '.join(map(str, sorted(pids)))})") from None
+    # Its supervisor died before any worker could be started: only an idle host can be there.
+    clear(name)
+    log.warning("left_overs_removed", directory=str(directory), pids=sorted(pids))
+    return None
+
+
+def clear(name: str) -> None:
+    """kill -9 every process of the pipeline and remove its memory."""
+    held = [process for pid in find(name) if (process := attach(pid, name))]
+    for process in held:
+        process.send(9)
+    for process in held:
+        process.wait(5.0)
+        process.close()
+    remove_pipeline(name)
+
+
+def sweep(prefix: str) -> None:
+    """Remove what replays that were killed have left: pipelines named `prefix` and a pid that is no more."""
+    for directory in shared_memory_root().glob(f"tapmesh-{prefix}*"):
+        name = directory.name.removeprefix("tapmesh-").removesuffix(".lock")
+        pid = name.removeprefix(prefix)
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(AlreadyRunningError), hold(name):
+                clear(name)
+
+
+def create(name: str, config: Config) -> Pipeline:
+    """The shared memory for `config`, its counters zero, no generation yet. TapmeshError in words when there is no room."""
+    plan = lanes(config)
+    geometries = [geometry(config, lane) for lane in plan]
+    check_room(shared_memory_root(), bytes_needed(geometries), len(plan), config)
+    try:
+        pipeline = create_pipeline(name, geometries)
+    except PipelineError:
+        remove_pipeline(name)
+        raise
+    pipeline.header[0]["supervisor_pid"] = os.getpid()
+    return pipeline
+
+
+def check_room(root: Path, needed: int, n_lanes: int, config: Config) -> None:
+    """Refuse what does not fit before a single byte of it is taken: others live in this memory too."""
+    try:
+        space = os.statvfs(root)
+    except OSError as error:
+        raise TapmeshError(f"{root}: {error.strerror}: shared memory is needed there; or set TAPMESH_SHM to another tmpfs") from None
+    free = space.f_bavail * space.f_frsize
+    if free < needed + POLICY_BYTES:
+        raise TapmeshError(
+            f"{root} has {free / MIB:,.0f} MiB free, the pipeline needs {(needed + POLICY_BYTES) / MIB:,.0f} MiB "
+            f"({n_lanes} lane{'s' if n_lanes != 1 else ''} of {config.ring.blocks} blocks, and room for policies): "
+            f"make ring.blocks or ring.block_bytes smaller, or enlarge it: mount -o remount,size=SIZE {root}"
+        )
