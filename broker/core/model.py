@@ -69,7 +69,7 @@ class Map:
     rules: tuple[Rule, ...]
     to: tuple[str, ...]  # tools
     inputs: tuple[str, ...] = ()  # empty: all
-    undetermined: Literal["deliver", "drop"] = "deliver"
+    undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
     slot: int = 0
 
 

@@ -1,0 +1,221 @@
+"""What an address, number, name or set means behind its qualifiers, and every combination that means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from broker.config.policy import tree
+from broker.config.policy.errors import PolicyError
+from broker.config.policy.lexer import Token
+from broker.config.policy.names import ANY_PORT_PROTOCOL, ETHERTYPES, PROTOCOLS, SCTP, SERVICES, TCP, UDP
+from broker.config.policy.sets import Elements, port, port_range
+from broker.config.policy.tree import ARP, DESTINATION, IP, IP6, RARP, SOURCE, And, Node, Or
+
+_KINDS4 = {"": IP | ARP | RARP, "ip": IP, "arp": ARP, "rarp": RARP}
+_PORT_BITS = {"": ANY_PORT_PROTOCOL, "tcp": TCP, "udp": UDP, "sctp": SCTP}
+_PROTO_KINDS = {"": IP | IP6, "ip": IP, "ip6": IP6}
+_ETHERTYPE_MIN = 1501  # up to 1,500 it is an IEEE 802.3 length
+
+
+@dataclass(frozen=True, slots=True)
+class Qualifiers:
+    """What stands before an id: ``tcp`` ``src`` ``port``. Empty: not said. `direction`: src, dst, or (either), and (both)."""
+
+    protocol: str
+    direction: str
+    type: str
+    at: int
+
+    def shown(self) -> str:
+        direction = {"or": "src or dst", "and": "src and dst"}.get(self.direction, self.direction)
+        return " ".join(word for word in (self.protocol, direction, self.type) if word)
+
+
+def sided(direction: str, test: Callable[[int], Node]) -> Node:
+    """Source before destination, as libpcap reads them."""
+    if direction == "src":
+        return test(SOURCE)
+    if direction == "dst":
+        return test(DESTINATION)
+    pair = (test(SOURCE), test(DESTINATION))
+    return And(pair) if direction == "and" else Or(pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    sets: Mapping[str, Elements]
+
+    def node(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+        """`second`: the length behind ``/`` or the mask."""
+        if q.type in ("port", "portrange"):
+            return self.port(token, second, q, depth)
+        if q.type == "proto":
+            return self.proto(token, second, q, depth)
+        if q.protocol == "ether":
+            return self.ether(token, second, q)
+        if q.protocol not in ("", "ip", "ip6", "arp", "rarp"):
+            raise PolicyError(f"'{q.protocol}' has no {q.type or 'host'}: write '{q.protocol} and {_without(q)} ...'", q.at)
+        if token.kind == "set":
+            return self.address_set(token, q, depth)
+        if token.kind == "name":
+            raise PolicyError(f"unknown name '{token.text}': names are not looked up: write the address", token.at)
+        if token.kind == "mac":
+            raise PolicyError(f"'{token.text}' is an Ethernet address: write 'ether host'", token.at)
+        if token.kind == "address6":
+            return self.address6(token, second, q, depth)
+        return self.address4(token, second, q, depth)
+
+    # ---- addresses
+
+    def address4(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+        if q.protocol == "ip6":
+            raise PolicyError(f"'{token.text}' is an IPv4 address, but 'ip6' is asked for", token.at)
+        if token.kind == "number":
+            net, mask = _number_net(token, second, q)
+        else:
+            net, mask = token.value << (32 - token.bits), (0xFFFFFFFF << (32 - token.bits)) & 0xFFFFFFFF
+        if second is not None:
+            mask = _mask(second)
+            if net & ~mask:
+                raise PolicyError(f"'{token.text}' has bits set that the mask '{second.text}' leaves out", token.at)
+            if q.type != "net":
+                raise PolicyError(f"a mask makes a net: write '{_net_words(q)} {token.text}...'", token.at)
+        kinds = _KINDS4[q.protocol]
+        return sided(q.direction, lambda side: tree.Address4(depth, side, kinds, net, mask))
+
+    def address6(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+        if q.protocol not in ("", "ip6"):
+            raise PolicyError(f"'{token.text}' is an IPv6 address, but '{q.protocol}' is asked for", token.at)
+        prefix = 128
+        if second is not None:
+            prefix = second.value
+            if prefix > 128:
+                raise PolicyError(f"the length of an IPv6 net is at most 128, not {prefix}", second.at)
+            if token.value & ((1 << (128 - prefix)) - 1):
+                raise PolicyError(f"'{token.text}' has bits set behind its first {prefix}", token.at)
+            if q.type != "net" and prefix != 128:
+                raise PolicyError(f"a length makes a net: write '{_net_words(q)} {token.text}/{prefix}'", token.at)
+        return sided(q.direction, lambda side: tree.Address6(depth, side, token.value, prefix))
+
+    def address_set(self, token: Token, q: Qualifiers, depth: int) -> Node:
+        elements = self.elements(token, "addresses", q)
+        if q.type == "host" and elements.net:
+            raise PolicyError(f"set '{token.text}' has the net {elements.net}: write '{_net_words(q)} ${token.text}'", token.at)
+        parts: list[Node] = []
+        if elements.ranges4:
+            if q.protocol == "ip6":
+                raise PolicyError(f"set '{token.text}' has IPv4 addresses, but 'ip6' is asked for", token.at)
+            kinds = _KINDS4[q.protocol]
+            parts.append(sided(q.direction, lambda side: tree.Address4Set(depth, side, kinds, elements.ranges4)))
+        if elements.ranges6:
+            if q.protocol not in ("", "ip6"):
+                raise PolicyError(f"set '{token.text}' has IPv6 addresses, but '{q.protocol}' is asked for", token.at)
+            parts.append(sided(q.direction, lambda side: tree.Address6Set(depth, side, elements.ranges6)))
+        return parts[0] if len(parts) == 1 else Or(tuple(parts))
+
+    def elements(self, token: Token, wanted: str, q: Qualifiers) -> Elements:
+        """The set, if all of it is of the wanted kind."""
+        if token.text not in self.sets:
+            known = ", ".join(sorted(self.sets)) or "there are none"
+            raise PolicyError(f"unknown set '${token.text}' (sets: {known})", token.at)
+        found = self.sets[token.text]
+        others = [kind for kind in found.kinds if kind != wanted]
+        if others:
+            raise PolicyError(f"'{q.shown()}' takes {wanted}, but set '{token.text}' has {' and '.join(others)}", token.at)
+        return found
+
+    def ether(self, token: Token, second: Token | None, q: Qualifiers) -> Node:
+        if q.type not in ("", "host"):
+            raise PolicyError(f"'ether {q.type}' does not exist", q.at)
+        if token.kind == "set":
+            macs = self.elements(token, "Ethernet addresses", q).macs
+            return Or(tuple(sided(q.direction, lambda side, m=m: tree.Mac(side, m)) for m in macs))  # type: ignore[misc]
+        if token.kind == "name":
+            raise PolicyError(f"unknown name '{token.text}': names are not looked up: write the Ethernet address", token.at)
+        if token.kind != "mac" or second is not None:
+            raise PolicyError(f"'{token.text}' is not an Ethernet address", token.at)
+        return sided(q.direction, lambda side: tree.Mac(side, token.value))
+
+    # ---- ports and protocols
+
+    def port(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+        if q.protocol not in _PORT_BITS:
+            raise PolicyError(f"'{q.protocol} {q.type}' does not exist: ports are tcp, udp or sctp", q.at)
+        bits = _PORT_BITS[q.protocol]
+        if token.kind == "set":
+            ranges = self.elements(token, "ports", q).ports
+        elif token.kind in ("number", "name") and second is None:
+            first, last, known = self.one_port(token, q)
+            ranges = ((first, last),)
+            if not bits & known:
+                words = {TCP: "tcp", UDP: "udp"}
+                raise PolicyError(f"'{token.text}' is a port of {words[known]}, not of {q.protocol}", token.at)
+            bits &= known
+        else:
+            raise PolicyError(f"'{token.text}' is not a port", token.at)
+        return sided(q.direction, lambda side: tree.Port(depth, side, bits, ranges))
+
+    def one_port(self, token: Token, q: Qualifiers) -> tuple[int, int, int]:
+        try:
+            if q.type == "portrange":
+                return port_range(token.text)
+            if "-" in token.text and token.text not in SERVICES and token.text[0].isdigit():
+                raise ValueError(f"'{token.text}' is a range: write 'portrange {token.text}'")
+            number, known = port(token.text)
+        except ValueError as error:
+            raise PolicyError(str(error), token.at) from None
+        return number, number, known
+
+    def proto(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+        if token.kind not in ("number", "name") or second is not None:
+            raise PolicyError(f"'{token.text}' is not a protocol: expected a number or \\name", token.at)
+        if q.protocol == "ether":
+            return self.ethertype(token, depth)
+        if q.protocol not in _PROTO_KINDS:
+            raise PolicyError(f"'{q.protocol} proto' does not exist: expected 'ip proto', 'ip6 proto', 'ether proto' or 'proto'", q.at)
+        if token.kind == "name" and token.text not in PROTOCOLS:
+            raise PolicyError(f"unknown protocol '{token.text}': write its number", token.at)
+        value = token.value if token.kind == "number" else PROTOCOLS[token.text]
+        return tree.Protocol(depth, _PROTO_KINDS[q.protocol], value)
+
+    def ethertype(self, token: Token, depth: int) -> Node:
+        if token.kind == "name" and token.text not in ETHERTYPES:
+            raise PolicyError(f"unknown or not yet supported ethertype '{token.text}': write its number", token.at)
+        value = token.value if token.kind == "number" else ETHERTYPES[token.text]
+        if value > 0xFFFF:
+            raise PolicyError(f"ethertype {token.text} is above 65535", token.at)
+        if value in (0x809B, 0x80F3, 0xE0):
+            raise PolicyError(f"ethertype {token.text} (AppleTalk, IPX) also comes in SNAP frames, which is not supported yet", token.at)
+        if value >= _ETHERTYPE_MIN:
+            return tree.EtherType(depth, value)
+        if value in (0x06, 0xF0, 0xFE):  # libpcap wants these in both service access points
+            return tree.Llc(depth, value << 8 | value, True)
+        return tree.Llc(depth, value, False)
+
+
+def _number_net(token: Token, second: Token | None, q: Qualifiers) -> tuple[int, int]:
+    """``net 10`` is 10.0.0.0/8, ``host 10`` is 0.0.0.10: libpcap's rules for a bare number."""
+    if second is not None:
+        raise PolicyError(f"write the net as an address: '{token.text}.0.0.0/{second.text}'", token.at)
+    value, mask = token.value, 0xFFFFFFFF
+    if q.type == "net":
+        while value and not value >> 24:
+            value, mask = value << 8, mask << 8 & 0xFFFFFFFF
+    return value, mask
+
+
+def _mask(second: Token) -> int:
+    if second.kind == "address4":
+        return second.value << (32 - second.bits)
+    if second.value > 32:
+        raise PolicyError(f"the length of an IPv4 net is at most 32, not {second.value}", second.at)
+    return (0xFFFFFFFF << (32 - second.value)) & 0xFFFFFFFF
+
+
+def _without(q: Qualifiers) -> str:
+    return Qualifiers("", q.direction, q.type or "host", 0).shown()
+
+
+def _net_words(q: Qualifiers) -> str:
+    return Qualifiers(q.protocol, q.direction, "net", 0).shown()

@@ -1,0 +1,1 @@
+"""The filter stage: marks which tools want each packet."""

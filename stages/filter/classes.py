@@ -1,0 +1,219 @@
+"""From KEY rows to policy keys: each field's class, packed into three words. Packets with equal keys get equal answers.
+
+| kernel | does |
+|---|---|
+| pack_keys | KEY rows -> policy keys int64[n, 4]: three words and their hash |
+
+A field that no test asks for costs one look at its `shift`. What is searched has few intervals; what is large is a direct table.
+"""
+
+from __future__ import annotations
+
+from broker.config.policy import image
+from broker.config.policy.image import FIELD_NUMBER, IMAGE, TRIE_NEXT
+from broker.core import layout
+from stages.filter.program import TEST_BYTES, run_test
+from stages.filter.state import POLICY_KEY_BUCKET, POLICY_KEY_BYTES
+from stages.jit import kernel
+from stages.memory import add64, load8, load16, load32, load64, load_be16, load_be32, mix, prefetch, store64
+from stages.wire.headers import ETH_QINQ, ETH_VLAN, ETHERTYPE, TAG_BYTES
+from stages.wire.key import KEY, KIND_IP6, KIND_OTHER, NOT_IP, PORT_SEEN
+
+
+assert IMAGE.fields is not None
+assert KEY.fields is not None
+assert layout.PACKET.fields is not None
+assert image.FIELD.fields is not None
+_AT, _N, _WORD_AT, _SHIFT = (image.FIELD.fields[name][1] for name in ("at", "n", "word_at", "shift"))
+_FIELD_BYTES = image.FIELD.itemsize
+_DEPTH = IMAGE.fields["depth"][1]
+_TESTS_AT = IMAGE.fields["tests_at"][1]
+
+
+def _field(name: str) -> int:
+    """Offset of a FIELD row in the image."""
+    return IMAGE.itemsize + FIELD_NUMBER[name] * _FIELD_BYTES
+
+
+_INPUT, _ETHERTYPE, _PROTOCOL = _field("input"), _field("ethertype"), _field("protocol")
+_SOURCE, _SOURCE4, _SOURCE6 = _field("source"), _field("source4"), _field("source6")
+_DESTINATION, _DESTINATION4, _DESTINATION6 = _field("destination"), _field("destination4"), _field("destination6")
+_SOURCE_PORT, _DESTINATION_PORT = _field("source_port"), _field("destination_port")
+_LENGTH, _SOURCE_MAC, _DESTINATION_MAC, _GROUP = _field("length"), _field("source_mac"), _field("destination_mac"), _field("group")
+_TAG, _PREDICATES = _field("tag0"), _field("predicates")
+
+_KEY_BYTES = KEY.itemsize
+_KEY_SOURCE, _KEY_DESTINATION = KEY.fields["source_high"][1], KEY.fields["destination_high"][1]
+_KEY_AT, _KEY_CAPLEN = KEY.fields["at"][1], KEY.fields["caplen"][1]
+_KEY_ETHERTYPE, _KEY_PROTOCOL = KEY.fields["ethertype"][1], KEY.fields["protocol"][1]
+_KEY_KIND, _KEY_N_TAGS, _KEY_ODD = KEY.fields["kind"][1], KEY.fields["n_tags"][1], KEY.fields["odd"][1]
+_KEY_SOURCE_PORT, _KEY_SOURCE_STATE = KEY.fields["source_port"][1], KEY.fields["source_state"][1]
+_KEY_DESTINATION_PORT, _KEY_DESTINATION_STATE = KEY.fields["destination_port"][1], KEY.fields["destination_state"][1]
+
+_PACKET_BYTES = layout.PACKET.itemsize
+_PACKET_WIRELEN, _PACKET_INPUT = layout.PACKET.fields["wirelen"][1], layout.PACKET.fields["input"][1]
+
+_SIGN = -(1 << 63)
+_ANY_INPUT = layout.INPUTS
+_VLAN_IDS = 4096
+_HASH_A, _HASH_B, _HASH_C = 0x3C6EF372FE94F82B, 0x510E527FADE682D1, 0x1F83D9ABFB41BD6B
+
+
+@kernel
+def _put(field: int, key: int, value: int) -> None:
+    add64(key + load64(field + _WORD_AT), value << load64(field + _SHIFT))
+
+
+@kernel
+def _search(field: int, image_at: int, value: int) -> int:
+    """Class of the interval that holds value; the first interval starts at or below every value."""
+    table, n = image_at + load64(field + _AT), load64(field + _N)
+    low, count = 0, n
+    while count > 1:
+        half = count >> 1
+        if load64(table + 8 * (low + half)) <= value:
+            low += half
+        count -= half
+    return load64(table + 8 * (n + low))
+
+
+@kernel
+def _search_128(field: int, image_at: int, high: int, low_half: int) -> int:
+    table, n = image_at + load64(field + _AT), load64(field + _N)
+    low, count = 0, n
+    while count > 1:
+        half = count >> 1
+        start = load64(table + 8 * (low + half))
+        if start < high or (start == high and load64(table + 8 * (n + low + half)) <= low_half):
+            low += half
+        count -= half
+    return load64(table + 8 * (2 * n + low))
+
+
+@kernel
+def _walk(field: int, image_at: int, address: int) -> int:
+    """Class of an IPv4 address: 16, 8, 8 bits."""
+    table = image_at + load64(field + _AT)
+    entry = load32(table + 4 * (address >> 16))
+    if entry & TRIE_NEXT:
+        entry = load32(table + 4 * (65536 + 256 * ((entry ^ TRIE_NEXT) - 1) + (address >> 8 & 255)))
+        if entry & TRIE_NEXT:
+            entry = load32(table + 4 * (65536 + 256 * ((entry ^ TRIE_NEXT) - 1) + (address & 255)))
+    return entry
+
+
+@kernel
+def _address_class(kind: int, field4: int, field6: int, image_at: int, address: int) -> int:
+    """`address`: where high and low are. 0: there is none, or no test asks for this kind."""
+    if kind == KIND_OTHER:
+        return 0
+    if kind == KIND_IP6:
+        if load64(field6 + _SHIFT) < 0:
+            return 0
+        return 1 + _search_128(field6, image_at, load64(address) ^ _SIGN, load64(address + 8) ^ _SIGN)
+    if load64(field4 + _SHIFT) < 0:
+        return 0
+    return 1 + _walk(field4, image_at, load64(address + 8))
+
+
+@kernel
+def _port_class(field: int, image_at: int, state: int, port: int) -> int:
+    if state != PORT_SEEN:
+        return state
+    return load16(image_at + load64(field + _AT) + 2 * port)
+
+
+@kernel
+def _put_tags(key: int, image_at: int, frame: int, n_tags: int, depth: int) -> None:
+    """Tags that any test may ask for; the parser has seen them whole."""
+    for i in range(min(n_tags, depth + 1)):
+        field = image_at + _TAG + i * _FIELD_BYTES
+        if load64(field + _SHIFT) >= 0:
+            kind = load_be16(frame + ETHERTYPE + TAG_BYTES * i)
+            row = 0 if kind == ETH_VLAN else 1 if kind == ETH_QINQ else 2
+            vlan = load_be16(frame + ETHERTYPE + 2 + TAG_BYTES * i) & 0xFFF
+            _put(field, key, load16(image_at + load64(field + _AT) + 2 * (row * _VLAN_IDS + vlan)))
+
+
+@kernel
+def _put_link(key: int, image_at: int, frame: int, wirelen: int) -> None:
+    field = image_at + _LENGTH
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _search(field, image_at, wirelen))
+    field = image_at + _SOURCE_MAC
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _search(field, image_at, load_be16(frame + 6) << 32 | load_be32(frame + 8)))
+    field = image_at + _DESTINATION_MAC
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _search(field, image_at, load_be16(frame) << 32 | load_be32(frame + 2)))
+    field = image_at + _GROUP
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, load8(frame) & 1)
+
+
+@kernel
+def _put_predicates(key: int, image_at: int, frame: int, caplen: int, wirelen: int) -> None:
+    field = image_at + _PREDICATES
+    numbers, tests_at = image_at + load64(field + _AT), image_at + load64(image_at + _TESTS_AT)
+    answers = 0
+    for i in range(load64(field + _N)):
+        answers |= run_test(tests_at + load64(numbers + 8 * i) * TEST_BYTES, image_at, frame, caplen, wirelen) << (2 * i)
+    _put(field, key, answers)
+
+
+@kernel
+def _put_headers(key: int, image_at: int, row: int) -> None:
+    """What stands behind the tags."""
+    kind = load8(row + _KEY_KIND)
+    field = image_at + _SOURCE
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _address_class(kind, image_at + _SOURCE4, image_at + _SOURCE6, image_at, row + _KEY_SOURCE))
+    field = image_at + _DESTINATION
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _address_class(kind, image_at + _DESTINATION4, image_at + _DESTINATION6, image_at, row + _KEY_DESTINATION))
+    field = image_at + _SOURCE_PORT
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _port_class(field, image_at, load8(row + _KEY_SOURCE_STATE), load16(row + _KEY_SOURCE_PORT)))
+    field = image_at + _DESTINATION_PORT
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _port_class(field, image_at, load8(row + _KEY_DESTINATION_STATE), load16(row + _KEY_DESTINATION_PORT)))
+    field = image_at + _PROTOCOL
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, load16(image_at + load64(field + _AT) + 2 * min(load16(row + _KEY_PROTOCOL), NOT_IP)))
+    field = image_at + _ETHERTYPE
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, _search(field, image_at, load16(row + _KEY_ETHERTYPE)))
+
+
+@kernel
+def pack_key(key: int, image_at: int, row: int, packet: int, seed: int) -> int:
+    """Returns the hash. Only for rows that are not odd."""
+    store64(key, 0)
+    store64(key + 8, 0)
+    store64(key + 16, 0)
+    frame, wirelen = load64(row + _KEY_AT), load32(packet + _PACKET_WIRELEN)
+    n_tags, depth = load8(row + _KEY_N_TAGS), load64(image_at + _DEPTH)
+    if n_tags > 0:
+        _put_tags(key, image_at, frame, n_tags, depth)
+    if n_tags <= depth:  # deeper, the tag itself is all that any test can see
+        _put_headers(key, image_at, row)
+    field = image_at + _INPUT
+    if load64(field + _SHIFT) >= 0:
+        _put(field, key, load16(image_at + load64(field + _AT) + 2 * min(load16(packet + _PACKET_INPUT), _ANY_INPUT)))
+    _put_link(key, image_at, frame, wirelen)
+    if load64(image_at + _PREDICATES + _SHIFT) >= 0:
+        _put_predicates(key, image_at, frame, load32(row + _KEY_CAPLEN), wirelen)
+    return mix(mix(load64(key) ^ seed, load64(key + 8) ^ _HASH_A) ^ _HASH_B, load64(key + 16) ^ _HASH_C)
+
+
+@kernel
+def pack_keys(
+    keys: int, image_at: int, rows: int, packets: int, n: int, seed: int, memo_at: int, memo_mask: int
+) -> None:
+    """Also asks for the memo's line of each key, which is 64 bytes."""
+    for i in range(n):
+        row, key = rows + i * _KEY_BYTES, keys + i * POLICY_KEY_BYTES
+        if load8(row + _KEY_ODD) == 0:
+            bucket = pack_key(key, image_at, row, packets + i * _PACKET_BYTES, seed) & memo_mask
+            store64(key + POLICY_KEY_BUCKET, bucket)
+            prefetch(memo_at + (bucket << 6))

@@ -1,0 +1,304 @@
+"""The exact program: tests asked of the packet's own bytes, as libpcap asks them.
+
+| kernel | does |
+|---|---|
+| run_test | one TEST row -> FALSE, TRUE, or UNDETERMINED where it would read beyond `caplen` (or a fragment hides the ports) |
+| run_map | the tests of a map from row `first` -> PASS, DROP, NONE or CANNOT_TELL |
+
+Nothing is remembered and nothing is taken for granted but what `check_image` has checked; whatever the memo answers, this would.
+A test at depth d finds the ethertype at 12 + 4 d whether the packet has d tags or not.
+"""
+
+from __future__ import annotations
+
+from broker.config.policy import image
+from broker.config.policy.image import (
+    FALSE,
+    OP_ADDRESS4,
+    OP_ADDRESS6,
+    OP_ALWAYS,
+    OP_ETHERTYPE,
+    OP_GROUP,
+    OP_LENGTH,
+    OP_LLC,
+    OP_MAC,
+    OP_MULTICAST,
+    OP_NEVER,
+    OP_PORT,
+    OP_PORTS,
+    OP_PROTOCOL,
+    OP_SET4,
+    OP_SET6,
+    OP_TAGGED,
+    OP_VLAN,
+    TRUE,
+    UNDETERMINED,
+)
+from broker.config.policy.tree import ARP, IP, IP6, RARP
+from stages.jit import kernel
+from stages.memory import load8, load32, load64, load_be16, load_be32, load_be64, shift_right
+from stages.wire.headers import (
+    ARP_DESTINATION,
+    ARP_SOURCE,
+    ETH_ARP,
+    ETH_IP,
+    ETH_IP6,
+    ETH_QINQ,
+    ETH_QINQ_OLD,
+    ETH_RARP,
+    ETH_VLAN,
+    ETHERTYPE,
+    FRAGMENT,
+    IP6_BYTES,
+    IP6_DESTINATION,
+    IP6_NEXT,
+    IP6_SOURCE,
+    IP_DESTINATION,
+    IP_FRAGMENT,
+    IP_OFFSET_BITS,
+    IP_PROTOCOL,
+    IP_SOURCE,
+    LENGTH_MAX,
+    MAC_SOURCE,
+    SCTP,
+    TAG_BYTES,
+    TCP,
+    UDP,
+)
+
+assert image.TEST.fields is not None
+_OP, _DEPTH, _SIDE, _KINDS = (image.TEST.fields[name][1] for name in ("op", "depth", "side", "kinds"))
+_PROTOCOLS, _HIDDEN = image.TEST.fields["protocols"][1], image.TEST.fields["hidden"][1]
+_JUMPS = image.TEST.fields["jumps"][1]
+_A, _B, _C = image.TEST.fields["a"][1], image.TEST.fields["b"][1], image.TEST.fields["c"][1]
+TEST_BYTES = image.TEST.itemsize
+
+_SIGN = -(1 << 63)
+
+
+@kernel
+def _pairs_hold(pairs_at: int, n: int, value: int) -> int:
+    """Is value in one of n ascending (first, last)?"""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) >> 1
+        if load64(pairs_at + 16 * middle) <= value:
+            low = middle + 1
+        else:
+            high = middle
+    return TRUE if low > 0 and value <= load64(pairs_at + 16 * (low - 1) + 8) else FALSE
+
+
+@kernel
+def _pairs_hold_128(pairs_at: int, n: int, high_half: int, low_half: int) -> int:
+    """The same for rows of (first high, first low, last high, last low), all halves with the sign bit flipped."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) >> 1
+        first = load64(pairs_at + 32 * middle)
+        if first < high_half or (first == high_half and load64(pairs_at + 32 * middle + 8) <= low_half):
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0:
+        return FALSE
+    last = load64(pairs_at + 32 * (low - 1) + 16)
+    return TRUE if high_half < last or (high_half == last and low_half <= load64(pairs_at + 32 * (low - 1) + 24)) else FALSE
+
+
+@kernel
+def _truth(holds: bool) -> int:
+    return TRUE if holds else FALSE
+
+
+@kernel
+def _port_bit(protocol: int) -> int:
+    if protocol == TCP:
+        return 1
+    if protocol == UDP:
+        return 2
+    return 4 if protocol == SCTP else 0
+
+
+@kernel
+def _kind_bit(ethertype: int) -> int:
+    if ethertype == ETH_IP:
+        return IP
+    if ethertype == ETH_IP6:
+        return IP6
+    if ethertype == ETH_ARP:
+        return ARP
+    return RARP if ethertype == ETH_RARP else 0
+
+
+@kernel
+def _test_address4(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, ethertype: int) -> int:
+    if load8(test + _KINDS) & _kind_bit(ethertype) == 0:
+        return FALSE
+    is_source = load8(test + _SIDE) == 0
+    if ethertype == ETH_IP:
+        field = l3 + (IP_SOURCE if is_source else IP_DESTINATION)
+    else:
+        field = l3 + (ARP_SOURCE if is_source else ARP_DESTINATION)
+    if op == OP_ADDRESS4 and load64(test + _B) == 0:
+        return TRUE  # libpcap reads no byte for a net of length 0
+    if caplen < field + 4:
+        return UNDETERMINED
+    if op == OP_ADDRESS4:
+        return _truth(load_be32(at + field) & load64(test + _B) == load64(test + _A))
+    return _pairs_hold(image_at + load64(test + _A), load64(test + _B), load_be32(at + field))
+
+
+@kernel
+def _test_address6(op: int, test: int, image_at: int, at: int, caplen: int, l3: int) -> int:
+    field = l3 + (IP6_SOURCE if load8(test + _SIDE) == 0 else IP6_DESTINATION)
+    if op == OP_SET6:
+        if caplen < field + 16:
+            return UNDETERMINED
+        high, low = load_be64(at + field) ^ _SIGN, load_be64(at + field + 8) ^ _SIGN
+        return _pairs_hold_128(image_at + load64(test + _A), load64(test + _B), high, low)
+    left = load64(test + _C)
+    for word in range(4):  # libpcap compares 32 bits at a time and stops at the first difference
+        if left <= 0:
+            break
+        if caplen < field + 4 * word + 4:
+            return UNDETERMINED
+        wanted = load64(test + (_A if word < 2 else _B))
+        wanted = shift_right(wanted, 32) if word & 1 == 0 else wanted & 0xFFFFFFFF
+        if shift_right(load_be32(at + field + 4 * word) ^ wanted, max(0, 32 - left)):
+            return FALSE
+        left -= 32
+    return TRUE
+
+
+@kernel
+def _test_protocol(test: int, at: int, caplen: int, l3: int, kind: int) -> int:
+    wanted = load64(test + _A)
+    if kind == IP:
+        if caplen < l3 + IP_PROTOCOL + 1:
+            return UNDETERMINED
+        return _truth(load8(at + l3 + IP_PROTOCOL) == wanted)
+    if caplen < l3 + IP6_NEXT + 1:
+        return UNDETERMINED
+    next_header = load8(at + l3 + IP6_NEXT)
+    if next_header == wanted:
+        return TRUE
+    if next_header != FRAGMENT:
+        return FALSE
+    if caplen < l3 + IP6_BYTES + 1:
+        return UNDETERMINED
+    return _truth(load8(at + l3 + IP6_BYTES) == wanted)
+
+
+@kernel
+def _test_port(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, kind: int) -> int:
+    protocols, hidden = load8(test + _PROTOCOLS), load8(test + _HIDDEN)
+    if kind == IP:
+        if caplen < l3 + IP_PROTOCOL + 1:
+            return UNDETERMINED
+        if _port_bit(load8(at + l3 + IP_PROTOCOL)) & protocols == 0:
+            return FALSE
+        if load_be16(at + l3 + IP_FRAGMENT) & IP_OFFSET_BITS:
+            return hidden
+        field = l3 + 4 * (load8(at + l3) & 15)
+    elif kind == IP6:
+        if caplen < l3 + IP6_NEXT + 1:
+            return UNDETERMINED
+        next_header = load8(at + l3 + IP6_NEXT)
+        if next_header == FRAGMENT and hidden != FALSE:
+            if caplen < l3 + IP6_BYTES + 1:
+                return UNDETERMINED
+            return hidden if _port_bit(load8(at + l3 + IP6_BYTES)) & protocols else FALSE
+        if _port_bit(next_header) & protocols == 0:
+            return FALSE
+        field = l3 + IP6_BYTES
+    else:
+        return FALSE
+    field += 2 * load8(test + _SIDE)
+    if caplen < field + 2:
+        return UNDETERMINED
+    value = load_be16(at + field)
+    if op == OP_PORT:
+        return _truth(load64(test + _A) <= value <= load64(test + _B))
+    return _pairs_hold(image_at + load64(test + _A), load64(test + _B), value)
+
+
+@kernel
+def _test_link(op: int, test: int, at: int, caplen: int, wirelen: int) -> int:
+    """What needs no ethertype."""
+    if op == OP_LENGTH:
+        return _truth(load64(test + _A) <= wirelen <= load64(test + _B))
+    if op == OP_MAC:
+        field = MAC_SOURCE if load8(test + _SIDE) == 0 else 0
+        if caplen < field + 6:
+            return UNDETERMINED
+        return _truth(load_be16(at + field) << 32 | load_be32(at + field + 2) == load64(test + _A))
+    if op == OP_GROUP:
+        if caplen < 1:
+            return UNDETERMINED
+        return load8(at) & 1
+    return TRUE if op == OP_ALWAYS else FALSE
+
+
+@kernel
+def _test_llc(test: int, at: int, caplen: int, l3: int) -> int:
+    n_bytes = load64(test + _B)
+    if caplen < l3 + n_bytes:
+        return UNDETERMINED
+    value = load8(at + l3) if n_bytes == 1 else load_be16(at + l3)
+    return _truth(value == load64(test + _A))
+
+
+@kernel
+def _test_multicast(at: int, caplen: int, l3: int, kind: int) -> int:
+    """libpcap looks at the first byte of the destination only."""
+    field = l3 + (IP_DESTINATION if kind == IP else IP6_DESTINATION)
+    if caplen < field + 1:
+        return UNDETERMINED
+    first = load8(at + field)
+    return _truth(first >= 224 if kind == IP else first == 255)
+
+
+@kernel
+def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int) -> int:
+    op = load8(test + _OP)
+    if op == OP_NEVER or op == OP_ALWAYS or op == OP_LENGTH or op == OP_MAC or op == OP_GROUP:  # noqa: PLR1714
+        return _test_link(op, test, at, caplen, wirelen)
+    type_at = ETHERTYPE + TAG_BYTES * load8(test + _DEPTH)
+    l3 = type_at + 2
+    if op == OP_VLAN:
+        if caplen < l3 + 2:
+            return UNDETERMINED
+        return _truth(load_be16(at + l3) & 0xFFF == load64(test + _A))
+    if caplen < l3:
+        return UNDETERMINED
+    ethertype = load_be16(at + type_at)
+    if op == OP_ETHERTYPE:
+        return _truth(ethertype == load64(test + _A))
+    if op == OP_TAGGED:
+        return _truth(ethertype == ETH_VLAN or ethertype == ETH_QINQ or ethertype == ETH_QINQ_OLD)  # noqa: PLR1714
+    if op == OP_LLC:
+        return _test_llc(test, at, caplen, l3) if ethertype <= LENGTH_MAX else FALSE
+    kind = _kind_bit(ethertype)
+    if op == OP_ADDRESS4 or op == OP_SET4:  # noqa: PLR1714
+        return _test_address4(op, test, image_at, at, caplen, l3, ethertype)
+    if op == OP_ADDRESS6 or op == OP_SET6:  # noqa: PLR1714
+        return _test_address6(op, test, image_at, at, caplen, l3) if kind == IP6 else FALSE
+    if op == OP_PORT or op == OP_PORTS:  # noqa: PLR1714
+        return _test_port(op, test, image_at, at, caplen, l3, kind)
+    if load8(test + _KINDS) & kind == 0:
+        return FALSE
+    if op == OP_PROTOCOL:
+        return _test_protocol(test, at, caplen, l3, kind)
+    return _test_multicast(at, caplen, l3, kind) if op == OP_MULTICAST else FALSE
+
+
+@kernel
+def run_map(first: int, tests_at: int, image_at: int, at: int, caplen: int, wirelen: int) -> int:
+    row = first
+    while row >= 0:  # jumps go forward only: it ends
+        test = tests_at + row * TEST_BYTES
+        answer = run_test(test, image_at, at, caplen, wirelen)
+        jump = load32(test + _JUMPS + 4 * answer)
+        row = jump - ((jump & 0x80000000) << 1)
+    return row

@@ -1,0 +1,75 @@
+"""filter: marks which tools want each packet.
+
+reads   BLOCK.n_packets; PACKET rows; data; the policy image of the block's generation
+writes  VERDICT rows {verdict, flow, cause}; BLOCK.n_wanted
+options maps (rules, to, inputs, undetermined), sets, collector, from the configuration by way of the policy image
+counts  judged, forwarded, collected, filtered, dropped_rule, dropped_undetermined, undetermined (packets);
+        per map: passed and dropped (packets and bytes), undetermined; per tool: wanted_frames
+
+Every packet is judged = forwarded (collected is part of it) + filtered + dropped_rule + dropped_undetermined:
+
+| no map passed it, and | cause |
+|---|---|
+| a drop rule decided in some map | rule: an operator's drop is not undone by the collector |
+| else some map could not tell and does not deliver such | undetermined |
+| else there is a collector | collected: no map took it |
+| else | filtered |
+
+A rule cannot be told when a test of it that matters would read beyond the bytes at hand, whether the capture cut them off or the frame
+never had them, or asks for ports that a fragment hides. The map then decides nothing by later rules: it gives the packet to its tools
+(`undetermined: deliver`, whatever the rule's action) or not (`drop`), and counts it as undetermined, not as passed or dropped. With
+`undetermined: libpcap` there is no such answer: the rule does not match.
+
+How: stages/wire/parse.py makes a KEY row of each packet, stages/filter/classes.py a policy key of that, the memo knows the outcome; on a
+miss, and for packets whose headers are not wholly there, stages/filter/program.py asks the packet itself.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from broker.config.policy.image import check_image
+from broker.core.batch import Batch
+from broker.core.stage import Context, Generation
+from stages.filter.kernels import judge_block
+from stages.filter.state import MEMO_BUCKETS, State
+
+
+class Filter:
+    """`memo=False` runs the program for every packet: slow and the same."""
+
+    KIND: ClassVar[str] = "filter"
+
+    def __init__(self, *, memo: bool = True, memo_buckets: int = MEMO_BUCKETS) -> None:
+        self._memo, self._memo_buckets = memo, memo_buckets
+
+    def open(self, context: Context) -> None:
+        self.state = State(context.geometry.max_packets, memo=self._memo, memo_buckets=self._memo_buckets)
+        self._counters_at = context.counters_at
+        self._generation: Generation | None = None
+
+    def load(self, generation: Generation) -> None:
+        """ValueError: the image is damaged or of another version; this worker cannot go on."""
+        wrong = check_image(generation.image)
+        if wrong:
+            raise ValueError(f"policy of generation {generation.number}: {wrong}")
+        self._generation = generation  # keeps the mapping alive
+        self.state.forget()
+
+    def step(self, batch: Batch) -> int:
+        assert self._generation is not None
+        self.state.make_room()
+        return judge_block(
+            batch.block_at,
+            batch.max_packets,
+            batch.packets_at,
+            batch.verdicts_at,
+            batch.data_at,
+            batch.data_bytes,
+            self._generation.image_at,
+            self.state.at,
+            self._counters_at,
+        )
+
+    def close(self) -> None:
+        self._generation = None

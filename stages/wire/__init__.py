@@ -1,0 +1,1 @@
+"""Knowledge of packet headers that stages share: kernels, no stage."""

@@ -1,0 +1,52 @@
+"""Numbers and offsets of headers. Offsets are from the start of the header they are in."""
+
+from __future__ import annotations
+
+# Ethernet, IEEE 802.3; tags, IEEE 802.1Q
+MAC_DESTINATION = 0
+MAC_SOURCE = 6
+ETHERTYPE = 12
+ETHERNET_BYTES = 14
+TAG_BYTES = 4
+MAX_TAGS = 4
+
+ETH_IP = 0x0800
+ETH_ARP = 0x0806
+ETH_RARP = 0x8035
+ETH_IP6 = 0x86DD
+ETH_VLAN = 0x8100
+ETH_QINQ = 0x88A8
+ETH_QINQ_OLD = 0x9100
+LENGTH_MAX = 1500  # an ethertype up to here is an IEEE 802.3 length
+
+# IPv4, RFC 791
+IP_FRAGMENT = 6
+IP_PROTOCOL = 9
+IP_SOURCE = 12
+IP_DESTINATION = 16
+IP_BYTES = 20
+IP_OFFSET_BITS = 0x1FFF
+IP_MORE_OR_OFFSET_BITS = 0x3FFF
+
+# IPv6, RFC 8200
+IP6_NEXT = 6
+IP6_SOURCE = 8
+IP6_DESTINATION = 24
+IP6_BYTES = 40
+
+# ARP and RARP over Ethernet for IPv4, RFC 826, RFC 903
+ARP_SOURCE = 14
+ARP_DESTINATION = 24
+ARP_BYTES = 28
+
+HOPOPTS = 0
+TCP = 6
+UDP = 17
+ROUTING = 43
+FRAGMENT = 44
+AUTHENTICATION = 51
+DSTOPTS = 60
+SCTP = 132
+MOBILITY = 135
+MAX_CHAIN = 8  # extension headers that are walked
+MAX_CHAIN_BYTES = 256
