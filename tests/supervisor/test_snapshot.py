@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -52,14 +53,16 @@ class Player(threading.Thread):
 def test_every_picture_of_a_ring_that_never_stands_still_balances(name: str):
     geometry = Geometry(n_blocks=16, max_packets=16, max_frames=32, header_bytes=2048, data_bytes=4096)
     pipeline = create_pipeline(name, [geometry])
-    player = Player(pipeline.lanes[0])
+    player, between = Player(pipeline.lanes[0]), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that the player goes on in the middle of a picture
     player.start()
     try:
         reader = Reader(pipeline)
-        pictures = [reader.take(NAMES) for _ in range(100)]
+        pictures = [reader.take(NAMES) for _ in range(200)]
     finally:
         player.stop.set()
         player.join()
+        sys.setswitchinterval(between)
     measured = [p for p in pictures if not p.lanes[0].trouble]
     assert [fault for p in measured for fault in balance(p).faults()] == []
     assert len({p.lanes[0].workers[0].cursor for p in measured}) > 10  # it did run meanwhile
