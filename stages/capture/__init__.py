@@ -1,0 +1,1 @@
+"""Where packets come in: capture files and live interfaces."""

@@ -1,0 +1,208 @@
+"""A live interface as a source: AF_PACKET with a TPACKET_V3 ring.
+
+Frames are given as they came, with two exceptions that the kernel makes: a VLAN tag that it had stripped is put back (flagged, counted),
+and what GRO, LRO or a virtual switch has merged into a super-frame stays merged. Checksums that the sending side left to its hardware are
+not filled in. Times are the kernel's. Frames that this host sends are not captured.
+
+A kernel block is given back when the batch with its packets has been published, that is, at the next step.
+
+| what happens | what is lost, and what counts it |
+|---|---|
+| the kernel's ring is full | dropped_kernel, read with the kernel's statistics after each step and at least ten times a second |
+| the worker dies | what the kernel's ring and the unpublished block held: dropped_restart of the next worker, as of the last reading of \
+the statistics (seen_packets - captured - all dropped); what came after that reading and before the next worker opened is not known |
+| the interface goes down | nothing; the kernel attaches the socket again when it comes up |
+| the interface vanishes | what came before is given; then it is looked for with a growing interval, and opened when it is back |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from typing import Any
+
+import numpy as np
+
+from broker.core import log
+from broker.core.batch import Batch
+from broker.core.metrics import index
+from broker.core.stage import Context
+from stages.capture.afpacket_kernels import RING, copy_packets, give_back
+from stages.capture.errors import AbsentError
+from stages.capture.packet_socket import RETIRE_MS, PacketSocket, Statistics
+
+EVENTS = {
+    "interface_down": "the interface is down; captured again when it comes up",
+    "interface_failed": "the packet socket reports an error",
+    "interface_lost": "the interface is gone; looked for until it is back",
+    "interface_returned": "the interface is back and captured again",
+}
+
+_MS, _S = 1_000_000, 1_000_000_000
+_READ_EVERY_NS = _MS  # the statistics, when packets come; when idle, at each step
+_LOOK_EVERY_NS = _S // 2  # whether the interface still exists
+_SETTLE_NS = _S  # after a stop: the longest wait for what the statistics say is in the ring
+_RETRY_MIN_NS, _RETRY_MAX_NS = _S // 4, 5 * _S
+
+_SEEN, _KERNEL, _RESTART = (index("capture", name) for name in ("seen_packets", "dropped_kernel", "dropped_restart"))
+_COMMITTED = tuple(index("capture", name) for name in ("captured_packets", "dropped_oversize", "dropped_linktype", "dropped_malformed"))
+
+
+class Interface:
+    """States: attached (a socket), absent (none; looked for), stopping (the socket takes nothing new), finished."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._live = context, context.live
+        self._input = context.lane.inputs[0]
+        self._log = log.get(lane=context.lane.number, stage="capture", interface=self._input.interface)
+        self._ring = np.zeros(1, RING)
+        self._row: Any = self._ring[0]
+        self._row_at = int(self._ring.ctypes.data)
+        self._row["input"] = self._input.slot
+        self._socket: PacketSocket | None = None
+        self._read = Statistics(0, 0)
+        self._read_ns = self._looked_ns = 0
+        self._is_down = False
+        self._gone_ns = self._stopped_ns = 0  # when; 0: not
+        self._retry_ns = _RETRY_MIN_NS
+        self._poll = select.poll()
+        self.finished = False
+        self.due_ns = 0
+
+    def open(self) -> None:
+        """SourceError in words. A worker that is started again waits for an interface that is not there; the first one refuses."""
+        self._count_restart()
+        try:
+            self._attach()
+        except AbsentError:
+            if self._context.epoch == 1:
+                raise
+            self._log.warning("interface_lost")
+            self._retry_later()
+
+    def _count_restart(self) -> None:
+        """What the worker before me had been given by the kernel and did not publish."""
+        live, slot = self._live, self._input.slot
+        known = sum(int(self._context.counters[at + slot]) for at in _COMMITTED) + int(live[_KERNEL + slot]) + int(live[_RESTART + slot])
+        seen = int(live[_SEEN + slot])
+        live[_RESTART + slot] += max(seen - known, 0)
+        live[_SEEN + slot] = max(seen, known)  # its last packets came after its last reading
+
+    def _attach(self) -> None:
+        socket = self._socket = PacketSocket(self._input, self._context.lane)
+        for name in ("current", "offset", "left", "held", "taken"):
+            self._row[name] = 0
+        self._row["ring_at"], self._row["block_bytes"], self._row["n_blocks"] = socket.ring_at, socket.block_bytes, socket.n_blocks
+        self._read = Statistics(0, 0)
+        self._poll = select.poll()
+        self._poll.register(socket.fileno(), select.POLLIN)
+        self._is_down, self._gone_ns, self._retry_ns, self.due_ns = False, 0, _RETRY_MIN_NS, 0
+
+    @property
+    def wait_fd(self) -> int:
+        return self._socket.fileno() if self._socket is not None else -1
+
+    def stop(self) -> None:
+        self._stopped_ns = self._stopped_ns or time.monotonic_ns()
+        if self._socket is None:
+            self.finished = True
+        else:
+            self._socket.reject_all()
+
+    def step(self, batch: Batch) -> int:
+        """Packets given and dropped. After `stop` it waits for the kernel's last block, so that 0 means the end."""
+        if self.finished:
+            return 0
+        if self._socket is None:
+            self._look_again()
+            return 0
+        looked = self._take(batch)
+        while not looked and self._stopped_ns:
+            if self._settled(self._stopped_ns):
+                self._detach()
+                self.finished = True
+                return 0
+            self._poll.poll(RETIRE_MS)
+            looked = self._take(batch)
+        if not looked:
+            self._when_idle()
+        return looked
+
+    def _take(self, batch: Batch) -> int:
+        row = self._row
+        row["max_packets"], row["data_bytes"] = batch.max_packets, batch.data_bytes
+        give_back(self._row_at)
+        looked: int = copy_packets(self._row_at, batch.packets_at, batch.data_at, self._context.counters_at)
+        now_ns = time.monotonic_ns()
+        if looked:
+            block = batch.block[0]
+            block["n_packets"], block["data_used"] = row["n_packets"], row["data_used"]
+        if not looked or now_ns - self._read_ns >= _READ_EVERY_NS:
+            self._read_statistics(now_ns)
+        return looked
+
+    def _read_statistics(self, now_ns: int) -> None:
+        assert self._socket is not None
+        before, after = self._read, self._socket.statistics()
+        if after != before:
+            self._live[_SEEN + self._input.slot] += after.seen - before.seen
+            self._live[_KERNEL + self._input.slot] += after.dropped - before.dropped
+        self._read, self._read_ns = after, now_ns
+
+    @property
+    def _in_ring(self) -> int:
+        """Packets that the kernel has put into the ring and that are not walked yet, as of the last reading."""
+        return self._read.seen - self._read.dropped - int(self._row["taken"])
+
+    def _settled(self, since_ns: int) -> bool:
+        """Nothing more will come out of the ring: its open block has had the time to be handed over, and nothing is missing."""
+        age_ns = time.monotonic_ns() - since_ns
+        return age_ns > _SETTLE_NS or (age_ns > 2 * RETIRE_MS * _MS and self._in_ring <= 0)
+
+    def _detach(self) -> None:
+        assert self._socket is not None
+        self._live[_RESTART + self._input.slot] += max(self._in_ring, 0)
+        self._socket.close()
+        self._socket = None
+
+    def _when_idle(self) -> None:
+        assert self._socket is not None
+        error = self._socket.take_error()
+        if error == errno.ENETDOWN and not self._is_down:
+            self._is_down = True
+            self._log.warning("interface_down")
+        elif error and error != errno.ENETDOWN:
+            self._log.warning("interface_failed", reason=os.strerror(error))
+        now_ns = time.monotonic_ns()
+        if self._gone_ns:
+            if self._settled(self._gone_ns):
+                self._detach()
+                self._retry_later()
+        elif error or now_ns - self._looked_ns >= _LOOK_EVERY_NS:
+            self._looked_ns = now_ns
+            if not self._socket.is_attached:
+                self._gone_ns = now_ns
+                self._log.warning("interface_lost")
+            elif self._is_down and not error and self._socket.is_up:
+                self._is_down = False
+
+    def _retry_later(self) -> None:
+        self.due_ns = time.monotonic_ns() + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, _RETRY_MAX_NS)
+
+    def _look_again(self) -> None:
+        if time.monotonic_ns() < self.due_ns:
+            return
+        try:
+            self._attach()
+        except AbsentError:
+            self._retry_later()
+            return
+        self._log.info("interface_returned")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,160 @@
+"""A packet socket with a TPACKET_V3 ring on an interface (packet(7); Documentation/networking/packet_mmap.rst; linux/if_packet.h).
+
+The order matters: the socket is bound while a filter rejects everything, because from bind to PACKET_FANOUT it would get the packets of
+the whole group. In a group the kernel ignores PACKET_IGNORE_OUTGOING, so the filter that then takes over rejects outgoing packets too.
+
+PACKET_FANOUT_FLAG_DEFRAG is not used: the kernel would hand out the reassembled datagram, not the frames that were on the wire. Without it
+all fragments of a datagram go to one member (their hash has no ports), though not always to the one that gets the rest of their flow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from broker.core.model import Input, Lane
+from stages.capture.errors import AbsentError, SourceError
+
+_SOL_PACKET, _ETH_P_ALL = 263, 0x0003
+_ADD_MEMBERSHIP, _RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 1, 5, 6, 10, 18, 23
+_TPACKET_V3, _MR_PROMISC, _FANOUT_HASH = 2, 1, 0
+_SO_ATTACH_FILTER = 26
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+
+BLOCK_BYTES = 256 * 1024  # larger ones fall out of the second-level cache; a super-frame has 64 KiB
+_MIN_BLOCK_BYTES = 128 * 1024
+_FRAME_BYTES = 2048  # means nothing in version 3, but has to divide the block
+RETIRE_MS = 8
+"""A kernel block that is not full is handed over so long after its first packet."""
+
+# Classic BPF (linux/filter.h), (code, jump if true, if false, k)
+_REJECT_ALL = ((0x06, 0, 0, 0),)
+_REJECT_OUTGOING = ((0x28, 0, 0, 0xFFFFF004), (0x15, 0, 1, 4), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))  # SKF_AD_PKTTYPE
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Since the socket was opened. `seen` includes `dropped`."""
+
+    seen: int
+    dropped: int
+
+
+class PacketSocket:
+    """Open from the start; `close` once. Nothing here is done per packet."""
+
+    def __init__(self, input_: Input, lane: Lane) -> None:
+        """SourceError in words."""
+        self.name = input_.interface
+        self._seen = self._dropped = 0
+        try:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        except PermissionError:
+            raise SourceError(self.name, None, "capturing needs the capability CAP_NET_RAW (or root)") from None
+        try:
+            self._set_up(input_, lane)
+        except OSError as error:
+            self._socket.close()
+            absent = error.errno in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
+            raise (AbsentError if absent else SourceError)(self.name, None, _in_words(error)) from None
+        except SourceError:
+            self._socket.close()
+            raise
+
+    def _set_up(self, input_: Input, lane: Lane) -> None:
+        sock, number = self._socket, self._number()
+        self.block_bytes = BLOCK_BYTES if input_.ring_bytes >= 2 * BLOCK_BYTES else _MIN_BLOCK_BYTES
+        self.n_blocks = max(input_.ring_bytes // self.block_bytes, 2)
+        n_frames = self.block_bytes // _FRAME_BYTES * self.n_blocks
+        sock.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
+        ring = struct.pack("7I", self.block_bytes, self.n_blocks, _FRAME_BYTES, n_frames, RETIRE_MS, 0, 0)
+        sock.setsockopt(_SOL_PACKET, _RX_RING, ring)
+        sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+        if input_.promiscuous:
+            sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8s", number, _MR_PROMISC, 0, b""))
+        self._memory = mmap.mmap(sock.fileno(), self.block_bytes * self.n_blocks, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.ring_at = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+        self._attach(_REJECT_ALL)
+        sock.bind((self.name, _ETH_P_ALL))
+        if lane.fanout_size > 1:
+            sock.setsockopt(_SOL_PACKET, _FANOUT, lane.fanout_group & 0xFFFF | _FANOUT_HASH << 16)
+        self._attach(_REJECT_OUTGOING)
+
+    def _number(self) -> int:
+        """The interface's index; SourceError when it is not there or down."""
+        try:
+            number = socket.if_nametoindex(self.name)
+        except OSError:
+            raise AbsentError(self.name, None, "there is no such interface") from None
+        if not self.is_up:
+            raise AbsentError(self.name, None, "the interface is down")
+        return number
+
+    @property
+    def is_up(self) -> bool:
+        """By its name; False if the name is gone."""
+        try:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, struct.pack("16sH14x", self.name.encode(), 0))
+        except OSError:
+            return False
+        (flags,) = struct.unpack_from("H", answer, 16)
+        return bool(flags & _IFF_UP)
+
+    def _attach(self, program: tuple[tuple[int, int, int, int], ...]) -> None:
+        """Replaces the filter that is there, in one step."""
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def reject_all(self) -> None:
+        """From now on nothing new comes; what the ring holds stays."""
+        self._attach(_REJECT_ALL)
+
+    def statistics(self) -> Statistics:
+        """One system call; the kernel's own counts start over with each."""
+        raw = self._socket.getsockopt(_SOL_PACKET, _STATISTICS, 12)
+        seen, dropped, _freezes = struct.unpack("III", raw)
+        self._seen += seen
+        self._dropped += dropped
+        return Statistics(self._seen, self._dropped)
+
+    def take_error(self) -> int:
+        """The pending errno, 0 if none; as long as one is pending, whoever polls is woken at once."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    @property
+    def is_attached(self) -> bool:
+        """The interface still exists, under whatever name, in this namespace."""
+        address: Any = self._socket.getsockname()
+        return bool(address[0])
+
+    def close(self) -> None:
+        self._memory.close()
+        self._socket.close()
+
+
+def _in_words(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOMEM:
+            return "the kernel has no memory for a ring of this size: lower ring_bytes"
+        case errno.EINVAL | errno.EALREADY | errno.ENOSPC:
+            return f"the kernel refuses the ring or the fan-out group (is another program using the group?): {error.strerror}"
+        case errno.ENODEV | errno.ENXIO:
+            return "there is no such interface"
+        case errno.EPERM | errno.EACCES:
+            return "capturing needs the capability CAP_NET_RAW (or root)"
+        case errno.ENETDOWN:
+            return "the interface is down"
+        case _:
+            return os.strerror(error.errno or 0)

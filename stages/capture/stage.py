@@ -1,0 +1,65 @@
+"""Capture: the first stage. Fills a block with packets, one PACKET row each; the only user-space copy of their bytes.
+
+| | |
+|---|---|
+| reads | capture files (pcap, pcapng; `-` is standard input) or a live interface (AF_PACKET), by the kind of the lane's first input |
+| writes | BLOCK n_packets, data_used; packets; data |
+| options | `Input`: files, pace; interface, promiscuous, ring_bytes |
+| counts | captured_*, tags_restored, cut_packets, dropped_*; seen_packets; the position source_* |
+
+Received packets of an input are captured_packets and everything dropped_*. What a crash costs: nothing for files; for an interface
+what the kernel held and the block that was not published (see `afpacket`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from broker.core.batch import Batch
+from broker.core.stage import Context, Generation
+from stages.capture.afpacket import Interface
+from stages.capture.errors import SourceError, report
+from stages.capture.files import Files
+
+
+class Capture:
+    """Picks the source by the lane; all sources have the same methods."""
+
+    KIND: ClassVar[str] = "capture"
+
+    def open(self, context: Context) -> None:
+        """SourceError in words when there is nothing to capture from."""
+        self._source: Files | Interface
+        if context.lane.inputs[0].kind == "pcap":
+            self._source = Files(context)
+        else:
+            self._source = Interface(context)
+        try:
+            self._source.open()
+        except SourceError as error:
+            report(context.directory, error)
+            raise
+
+    def load(self, generation: Generation) -> None:
+        """Capture takes what comes, whatever the policy says."""
+
+    def step(self, batch: Batch) -> int:
+        return self._source.step(batch)
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished
+
+    @property
+    def wait_fd(self) -> int:
+        return self._source.wait_fd
+
+    @property
+    def due_ns(self) -> int:
+        return self._source.due_ns
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def close(self) -> None:
+        self._source.close()
