@@ -49,7 +49,7 @@ def base_directory() -> Path:
 
 
 def use() -> Path:
-    """Point numba at our directory and return it. Before numba is imported. CacheError in words."""
+    """Make the directory and return it. CacheError in words when it cannot be made, or is not safe to take code from."""
     directory = base_directory() / f"kernels-{_digest()}"
     try:
         new = not directory.exists()
@@ -65,7 +65,6 @@ def use() -> Path:
         raise CacheError(
             f"{directory}: {error.strerror}; compiled kernels need a place: set TAPMESH_CACHE_DIR to a directory of this user"
         ) from None
-    os.environ["NUMBA_CACHE_DIR"] = str(directory)
     return directory
 
 

@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numba
+
 from stages import cache
 
-CACHE_DIRECTORY = cache.use()  # numba reads where its cache is when it is imported
-
-import numba  # noqa: E402
+CACHE_DIRECTORY = cache.use()
+# Somebody may have imported numba before us, so telling it by the environment can come too late; it asks at each decoration.
+numba.config.CACHE_DIR = str(CACHE_DIRECTORY)  # type: ignore[attr-defined]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,0 +1,68 @@
+"""Compiled kernels: kept in our own directory, named by what they are made of, and never taken from where others can write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import cache
+from stages.jit import PLAIN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TAPMESH_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_directory_is_private_and_the_same_for_the_same_sources(base: Path) -> None:
+    first = cache.use()
+    assert first == cache.use()
+    assert first.parent == base
+    assert first.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_change_in_any_source_is_another_directory(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy"
+    for folder in ("stages", "broker/core", "broker/config"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    monkeypatch.setattr(cache, "_ROOT", copy)
+    before = cache.use()
+    (copy / "stages/memory.py").write_text((copy / "stages/memory.py").read_text() + "\n# another\n")
+    changed_callee = cache.use()
+    monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
+    assert len({before, changed_callee, cache.use()}) == 3
+
+
+def test_only_a_few_old_ones_are_kept(base: Path) -> None:
+    for i in range(6):
+        (base / f"kernels-{i}").mkdir(parents=True)
+    cache.use()
+    assert len(list(base.glob("kernels-*"))) == 3
+
+
+def test_a_directory_that_others_can_write_is_refused(base: Path) -> None:
+    cache.use().chmod(0o777)
+    with pytest.raises(cache.CacheError, match="others than this user can write it"):
+        cache.use()
+
+
+def test_a_place_that_cannot_be_made_is_refused_in_words(base: Path) -> None:
+    base.write_text("a file is in the way")
+    with pytest.raises(cache.CacheError, match="set TAPMESH_CACHE_DIR to a directory of this user"):
+        cache.use()
+
+
+@pytest.mark.skipif(PLAIN, reason="kernels run as plain Python here: nothing is compiled")
+def test_kernels_are_written_there_and_nowhere_else(base: Path) -> None:
+    program = "from stages import atomics; atomics.park.compile('void(int64, int64)')"
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert list(base.glob("kernels-*/**/*.nbi"))
+    assert not list(ROOT.glob("stages/**/__pycache__/*.nbi"))
