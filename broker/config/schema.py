@@ -37,7 +37,10 @@ class Parsed:
 
 
 def whole(low: int, high: int) -> Parsed:
-    return Parsed(partial(scalars.integer, low=low, high=high), {"type": "integer", "minimum": low, "maximum": high})
+    number: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
+    # To an editor that reads YAML 1.2 a number like 1_000_000 is text.
+    grouped = {"type": "string", "pattern": "^[1-9][0-9]{0,2}(_[0-9]{3})+$"}
+    return Parsed(partial(scalars.integer, low=low, high=high), {"anyOf": [number, grouped]} if high >= 100_000 else number)
 
 
 def power_of_two(low: int, high: int) -> Parsed:

@@ -1,0 +1,87 @@
+"""Configurations that a file can say, for hypothesis."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from broker.config.slots import assign_slots
+from broker.core.model import Config, Input, Map, RingSizes, Rule, Stages, Tool, Tunnel
+
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
+    ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
+)
+words = st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn", "Zl", "Zp"], exclude_characters="\ufeff"), min_size=1, max_size=12)
+expressions = st.sampled_from(
+    ["", "tcp", "tcp port 22", "not ip6", "host 10.0.0.1 and port 80", "ether host 00:11:22:33:44:55", "net $set_"]
+)
+v4 = st.ip_addresses(v=4).filter(lambda a: not (a.is_unspecified or a.is_multicast or str(a) == "255.255.255.255")).map(str)
+v6 = st.ip_addresses(v=6).filter(lambda a: not (a.is_unspecified or a.is_multicast or a.is_link_local or a.ipv4_mapped)).map(str)
+
+
+@st.composite
+def tunnels(draw: st.DrawFn) -> Tunnel:
+    family = draw(st.sampled_from([v4, v6]))
+    kind = draw(st.sampled_from(["gre", "gre-udp"]))
+    udp = {"port": draw(st.integers(1, 65535)), "source_port": draw(st.integers(0, 65535))} if kind == "gre-udp" else {}
+    return Tunnel(
+        kind=kind,
+        remote=draw(family),
+        source=draw(st.just("") | family),
+        key=draw(st.none() | st.integers(0, 2**32 - 1)),
+        sequence=draw(st.booleans()),
+        checksum=draw(st.booleans()),
+        ttl=draw(st.integers(1, 255)),
+        dscp=draw(st.integers(0, 63)),
+        **udp,
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    def some(least: int) -> list[str]:
+        return draw(st.lists(names, min_size=least, max_size=4, unique=True))
+
+    def files(n: int, kind: str) -> list[str]:
+        return [f"{kind}{k}{draw(words)}" for k in range(n)]
+
+    inputs = []
+    for n, name in enumerate(some(1)):
+        if draw(st.booleans()):
+            inputs.append(
+                Input(
+                    name, "afpacket", interface=f"eth{n}", promiscuous=draw(st.booleans()), ring_bytes=draw(st.integers(1 << 20, 1 << 30))
+                )
+            )
+        else:
+            pace = draw(st.sampled_from(["max", "recorded", "2x", "0.5x", "10000"]))
+            inputs.append(Input(name, "pcap", files=tuple(files(draw(st.integers(1, 3)), "in")), pace=pace))
+    tool_names = some(1)
+    tools = [
+        Tool(name, tunnel=draw(tunnels())) if draw(st.booleans()) else Tool(name, file=file)
+        for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
+    ]
+    to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)
+    rules = st.lists(st.builds(Rule, st.sampled_from(["pass", "drop"]), expressions), min_size=1, max_size=3).map(tuple)
+    maps = [
+        Map(
+            name,
+            rules=draw(rules),
+            to=draw(to),
+            inputs=draw(st.lists(st.sampled_from([i.name for i in inputs]), unique=True).map(tuple)),
+            undetermined=draw(st.sampled_from(["deliver", "drop", "libpcap"])),
+        )
+        for name in some(0)
+    ]
+    config = Config(
+        node=draw(names),
+        inputs=tuple(inputs),
+        tools=tuple(tools),
+        maps=tuple(maps),
+        sets={"set_": draw(st.lists(v4 | v6, min_size=1, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
+        collector=draw(to if not maps else st.just(()) | to),
+        stages=Stages(*(draw(st.integers(1, 16)) for _ in range(4))),
+        ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
+        http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),
+        drain_s=draw(st.sampled_from([0.0, 0.5, 10.0, 3600.0])),
+    )
+    return assign_slots(config)
