@@ -8,7 +8,7 @@ import sys
 
 from bench.report import line
 
-BENCHES = ("replay", "memory", "startup")
+BENCHES = ("replay", "filter", "memory", "startup")
 
 
 def main() -> int:

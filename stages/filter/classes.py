@@ -19,7 +19,6 @@ from stages.memory import add64, load8, load16, load32, load64, load_be16, load_
 from stages.wire.headers import ETH_QINQ, ETH_VLAN, ETHERTYPE, TAG_BYTES
 from stages.wire.key import KEY, KIND_IP6, KIND_OTHER, NOT_IP, PORT_SEEN
 
-
 assert IMAGE.fields is not None
 assert KEY.fields is not None
 assert layout.PACKET.fields is not None
@@ -207,9 +206,7 @@ def pack_key(key: int, image_at: int, row: int, packet: int, seed: int) -> int:
 
 
 @kernel
-def pack_keys(
-    keys: int, image_at: int, rows: int, packets: int, n: int, seed: int, memo_at: int, memo_mask: int
-) -> None:
+def pack_keys(keys: int, image_at: int, rows: int, packets: int, n: int, seed: int, memo_at: int, memo_mask: int) -> None:
     """Also asks for the memo's line of each key, which is 64 bytes."""
     for i in range(n):
         row, key = rows + i * _KEY_BYTES, keys + i * POLICY_KEY_BYTES

@@ -125,10 +125,10 @@ def _run_maps(scratch: int, image_at: int, frame: int, caplen: int, wirelen: int
 
 @kernel
 def _same_results(one: int, two: int) -> bool:
+    differences = 0
     for word in range(RESULT_WORDS):
-        if load64(one + 8 * word) != load64(two + 8 * word):
-            return False
-    return True
+        differences |= load64(one + 8 * word) ^ load64(two + 8 * word)
+    return differences == 0
 
 
 @kernel

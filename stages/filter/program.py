@@ -15,14 +15,12 @@ from broker.config.policy import image
 from broker.config.policy.image import (
     FALSE,
     OP_ADDRESS4,
-    OP_ADDRESS6,
     OP_ALWAYS,
     OP_ETHERTYPE,
     OP_GROUP,
     OP_LENGTH,
     OP_LLC,
     OP_MAC,
-    OP_MULTICAST,
     OP_NEVER,
     OP_PORT,
     OP_PORTS,
@@ -241,11 +239,22 @@ def _test_link(op: int, test: int, at: int, caplen: int, wirelen: int) -> int:
 
 
 @kernel
-def _test_llc(test: int, at: int, caplen: int, l3: int) -> int:
-    n_bytes = load64(test + _B)
+def _test_type(op: int, test: int, at: int, caplen: int, l3: int, ethertype: int) -> int:
+    """What needs no header behind the tag."""
+    if op == OP_ETHERTYPE:
+        return _truth(ethertype == load64(test + _A))
+    if op == OP_TAGGED:
+        return _truth(ethertype == ETH_VLAN or ethertype == ETH_QINQ or ethertype == ETH_QINQ_OLD)  # noqa: SIM109 - three compares
+    n_bytes = 2
+    if op == OP_LLC:
+        if ethertype > LENGTH_MAX:
+            return FALSE
+        n_bytes = load64(test + _B)
     if caplen < l3 + n_bytes:
         return UNDETERMINED
     value = load8(at + l3) if n_bytes == 1 else load_be16(at + l3)
+    if op == OP_VLAN:
+        value &= 0xFFF
     return _truth(value == load64(test + _A))
 
 
@@ -262,35 +271,27 @@ def _test_multicast(at: int, caplen: int, l3: int, kind: int) -> int:
 @kernel
 def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int) -> int:
     op = load8(test + _OP)
-    if op == OP_NEVER or op == OP_ALWAYS or op == OP_LENGTH or op == OP_MAC or op == OP_GROUP:  # noqa: PLR1714
+    if op >= OP_NEVER:
         return _test_link(op, test, at, caplen, wirelen)
     type_at = ETHERTYPE + TAG_BYTES * load8(test + _DEPTH)
     l3 = type_at + 2
-    if op == OP_VLAN:
-        if caplen < l3 + 2:
-            return UNDETERMINED
-        return _truth(load_be16(at + l3) & 0xFFF == load64(test + _A))
     if caplen < l3:
         return UNDETERMINED
     ethertype = load_be16(at + type_at)
-    if op == OP_ETHERTYPE:
-        return _truth(ethertype == load64(test + _A))
-    if op == OP_TAGGED:
-        return _truth(ethertype == ETH_VLAN or ethertype == ETH_QINQ or ethertype == ETH_QINQ_OLD)  # noqa: PLR1714
-    if op == OP_LLC:
-        return _test_llc(test, at, caplen, l3) if ethertype <= LENGTH_MAX else FALSE
+    if op >= OP_ETHERTYPE:
+        return _test_type(op, test, at, caplen, l3, ethertype)
     kind = _kind_bit(ethertype)
-    if op == OP_ADDRESS4 or op == OP_SET4:  # noqa: PLR1714
+    if op <= OP_SET4:
         return _test_address4(op, test, image_at, at, caplen, l3, ethertype)
-    if op == OP_ADDRESS6 or op == OP_SET6:  # noqa: PLR1714
+    if op <= OP_SET6:
         return _test_address6(op, test, image_at, at, caplen, l3) if kind == IP6 else FALSE
-    if op == OP_PORT or op == OP_PORTS:  # noqa: PLR1714
+    if op <= OP_PORTS:
         return _test_port(op, test, image_at, at, caplen, l3, kind)
     if load8(test + _KINDS) & kind == 0:
         return FALSE
     if op == OP_PROTOCOL:
         return _test_protocol(test, at, caplen, l3, kind)
-    return _test_multicast(at, caplen, l3, kind) if op == OP_MULTICAST else FALSE
+    return _test_multicast(at, caplen, l3, kind)
 
 
 @kernel

@@ -140,12 +140,12 @@ def _store_ports(row: int, source: int, source_state: int, destination: int, des
 
 @kernel
 def _has_ports(protocol: int) -> bool:
-    return protocol == TCP or protocol == UDP or protocol == SCTP  # noqa: PLR1714 - a set is no integer
+    return protocol in (TCP, UDP, SCTP)
 
 
 @kernel
 def _is_tag(ethertype: int) -> bool:
-    return ethertype == ETH_VLAN or ethertype == ETH_QINQ or ethertype == ETH_QINQ_OLD  # noqa: PLR1714
+    return ethertype in (ETH_VLAN, ETH_QINQ, ETH_QINQ_OLD)
 
 
 @kernel
@@ -202,7 +202,7 @@ def _flow_behind_chain(at: int, caplen: int, l3: int, next_header: int) -> int:
             break
         if next_header == AUTHENTICATION:
             step = (load8(at + l4 + 1) + 2) * 4
-        elif next_header == HOPOPTS or next_header == ROUTING or next_header == DSTOPTS or next_header == MOBILITY:  # noqa: PLR1714
+        elif next_header in (HOPOPTS, ROUTING, DSTOPTS, MOBILITY):
             step = (load8(at + l4 + 1) + 1) * 8
         else:
             break
@@ -258,11 +258,11 @@ def _parse_any(row: int, at: int, caplen: int) -> None:
         _parse_ip(row, at, caplen, l3, n_tags)
     elif ethertype == ETH_IP6 and caplen >= l3 + IP6_BYTES:
         _parse_ip6(row, at, caplen, l3, n_tags)
-    elif (ethertype == ETH_ARP or ethertype == ETH_RARP) and caplen >= l3 + ARP_BYTES:  # noqa: PLR1714
+    elif (ethertype in (ETH_ARP, ETH_RARP)) and caplen >= l3 + ARP_BYTES:
         _store_addresses(row, 0, load_be32(at + l3 + ARP_SOURCE), 0, load_be32(at + l3 + ARP_DESTINATION))
         _parse_other(row, at, caplen, ethertype, n_tags, 0, KIND_ARP)
     else:
-        cut = ethertype == ETH_IP or ethertype == ETH_IP6 or ethertype == ETH_ARP or ethertype == ETH_RARP  # noqa: PLR1714
+        cut = ethertype in (ETH_IP, ETH_IP6, ETH_ARP, ETH_RARP)
         _parse_other(row, at, caplen, ethertype, n_tags, 1 if cut else 0, KIND_OTHER)
 
 
@@ -279,7 +279,7 @@ def parse_packet(row: int, at: int, caplen: int) -> None:
     if ethertype == ETH_IP:
         protocol = load8(at + l3 + IP_PROTOCOL)
         whole = load_be16(at + l3 + IP_FRAGMENT) & IP_MORE_OR_OFFSET_BITS == 0
-        if whole and load8(at + l3) == _PLAIN_IP and (protocol == TCP or protocol == UDP):  # noqa: PLR1714
+        if whole and load8(at + l3) == _PLAIN_IP and (protocol in (TCP, UDP)):
             source, destination = load_be32(at + l3 + IP_SOURCE), load_be32(at + l3 + IP_DESTINATION)
             one, two = load_be16(at + l3 + IP_BYTES), load_be16(at + l3 + IP_BYTES + 2)
             _store_addresses(row, 0, source, 0, destination)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.policy import classes, image, tree
-from broker.config.policy.classes import Classes, Ranges, classify
+from broker.config.policy.classes import Ranges, classify
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.image import FIELD_NUMBER, KEY_BITS, KEY_WORDS, PORT_SEEN, Builder
 from broker.config.policy.parser import MAX_TAGS, parse

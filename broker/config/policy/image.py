@@ -23,24 +23,24 @@ KEY_WORDS = 3
 KEY_BITS = 62  # used of each word, so that it never looks negative
 MAX_BYTES = 256 << 20
 
-# what a test asks; operands below
+# What a test asks; what stands together is told apart by one comparison. side, kinds, protocols, hidden: see TEST.
 (
-    OP_NEVER,  # false
-    OP_ALWAYS,  # true
-    OP_ETHERTYPE,  # a: value
-    OP_LLC,  # a: value, b: bytes of it (1 or 2)
-    OP_TAGGED,
-    OP_VLAN,  # a: id
     OP_ADDRESS4,  # a: net, b: mask; side, kinds
     OP_SET4,  # a: offset of (first, last) int64 pairs, b: how many; side, kinds
     OP_ADDRESS6,  # a, b: net, c: prefix length; side
     OP_SET6,  # a: offset of (first high, first low, last high, last low) with the sign bit flipped, b: how many; side
-    OP_PROTOCOL,  # a: value; kinds
     OP_PORT,  # a: first, b: last; side, protocols, hidden
     OP_PORTS,  # a: offset of (first, last) int64 pairs, b: how many; side, protocols, hidden
+    OP_PROTOCOL,  # a: value; kinds
+    OP_MULTICAST,  # kinds
+    OP_ETHERTYPE,  # a: value
+    OP_TAGGED,
+    OP_LLC,  # a: value, b: bytes of it (1 or 2)
+    OP_VLAN,  # a: id
+    OP_NEVER,  # false; from here on no ethertype is needed
+    OP_ALWAYS,  # true
     OP_MAC,  # a: value; side
     OP_GROUP,
-    OP_MULTICAST,  # kinds
     OP_LENGTH,  # a: first, b: last
 ) = range(17)
 

@@ -13,26 +13,29 @@ from typing import Literal
 
 Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "mark", "bad", "end"]
 
-WORDS = frozenset(
-    "src dst host net port portrange proto mask and or not less greater len length broadcast multicast vlan "
-    "ether link ip ip6 arp rarp tcp udp sctp icmp icmp6 igmp igrp pim vrrp carp ah esp "
-    "decnet lat sca mopdl moprc stp netbeui iso".split()
-)
+_WORDS = """
+src dst host net port portrange proto mask and or not less greater len length broadcast multicast vlan
+ether link ip ip6 arp rarp tcp udp sctp icmp icmp6 igmp igrp pim vrrp carp ah esp decnet lat sca mopdl moprc stp netbeui iso
+"""
+_LATER = """
+gateway protochain byte mpls pppoed pppoes geneve vxlan llc atalk aarp ipx clnp esis es-is isis is-is l1 l2 iih lsp snp csnp psnp
+"""
+_NOT_ETHERNET = "fddi tr wlan ppp slip radio type subtype dir direction addr1 addr2 addr3 addr4 ra ta batadv"
+_NOT_ATM = "lane oam oamf4 oamf4ec oamf4sc metac bcc sc ilmic vpi vci connectmsg metaconnect"
+_NOT_SS7 = "fisu lssu lsu msu hfisu hlssu hmsu sio opc dpc sls hsio hopc hdpc hsls"
+
+WORDS = frozenset(_WORDS.split())
 _ALIASES = {"&&": "and", "||": "or", "!": "not", "length": "len", "link": "ether", "==": "=", "carp": "vrrp"}
 
-LATER = frozenset(
-    "gateway protochain byte mpls pppoed pppoes geneve vxlan llc atalk aarp ipx clnp esis es-is isis is-is l1 l2 iih lsp snp csnp psnp".split()
-)
+LATER = frozenset(_LATER.split())
 """Words of pcap-filter(7) that are not understood yet."""
 
 NEVER = {
     **dict.fromkeys(("inbound", "outbound", "ifindex"), "a packet in the ring does not say its direction; name the input in the map"),
-    **dict.fromkeys(
-        "fddi tr wlan ppp slip radio type subtype dir direction addr1 addr2 addr3 addr4 ra ta batadv".split(), "traffic is Ethernet"
-    ),
+    **dict.fromkeys(_NOT_ETHERNET.split(), "traffic is Ethernet"),
     **dict.fromkeys(("on", "ifname", "rset", "ruleset", "rnr", "srnr", "reason", "action"), "it is about OpenBSD's packet filter"),
-    **dict.fromkeys("lane oam oamf4 oamf4ec oamf4sc metac bcc sc ilmic vpi vci connectmsg metaconnect".split(), "it is about ATM"),
-    **dict.fromkeys("fisu lssu lsu msu hfisu hlssu hmsu sio opc dpc sls hsio hopc hdpc hsls".split(), "it is about SS7"),
+    **dict.fromkeys(_NOT_ATM.split(), "it is about ATM"),
+    **dict.fromkeys(_NOT_SS7.split(), "it is about SS7"),
 }
 """Words of pcap-filter(7) that make no sense here, and why."""
 
@@ -49,7 +52,9 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|[0-9]+")
 _ADDRESS4 = re.compile(r"[0-9]+(?:\.[0-9]+){1,3}")
 _B = "[0-9A-Fa-f]{1,2}"
-_MAC = re.compile(rf"{_B}(?::{_B}){{5}}|{_B}(?:-{_B}){{5}}|{_B}(?:\.{_B}){{5}}|[0-9A-Fa-f]{{4}}(?:\.[0-9A-Fa-f]{{4}}){{2}}|[0-9A-Fa-f]{{12}}")
+_MAC = re.compile(
+    rf"{_B}(?::{_B}){{5}}|{_B}(?:-{_B}){{5}}|{_B}(?:\.{_B}){{5}}|[0-9A-Fa-f]{{4}}(?:\.[0-9A-Fa-f]{{4}}){{2}}|[0-9A-Fa-f]{{12}}"
+)
 _NAME = re.compile(r"[A-Za-z0-9](?:[-_.A-Za-z0-9]*[.A-Za-z0-9])?")
 
 

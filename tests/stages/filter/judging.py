@@ -62,16 +62,14 @@ class Judge:
 
     def fill(self, frames: Sequence[Frame]) -> int:
         """As many as fit; returns how many."""
-        used = 0
-        n = 0
-        for n, f in enumerate(frames):  # noqa: B007
-            if n == self.batch.max_packets or used + len(f.data) > self.batch.data_bytes:
+        used, n = 0, 0
+        for f in frames[: self.batch.max_packets]:
+            if used + len(f.data) > self.batch.data_bytes:
                 break
             self.batch.data[used : used + len(f.data)] = np.frombuffer(f.data, np.uint8)
             self.batch.packets[n] = (0, used, len(f.data), f.wirelen, f.input, 0)
             used += len(f.data)
-        else:
-            n = len(frames)
+            n += 1
         self.batch.block["n_packets"] = n
         return n
 
