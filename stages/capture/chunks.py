@@ -17,6 +17,17 @@ READY, END, LATER = range(3)
 """What `want` answers: the bytes are there; the file ends before; a pipe has none now."""
 
 
+def can_be_read_again(path: str) -> bool:
+    """It is no pipe, socket or terminal. SourceError when it is not there or is a directory."""
+    try:
+        status = os.fstat(0) if path == "-" else os.stat(path)
+    except OSError as error:
+        raise SourceError(path, None, f"cannot be opened: {os.strerror(error.errno or 0)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise SourceError(path, None, "is a directory")
+    return stat.S_ISREG(status.st_mode)
+
+
 class Chunks:
     """`walk["at"]` to `walk["end"]` are the bytes not yet used; the file's offset of `at` is `position`."""
 
@@ -33,9 +44,6 @@ class Chunks:
         status = os.fstat(self.fd)
         self.regular = stat.S_ISREG(status.st_mode)
         self.size = status.st_size
-        if stat.S_ISDIR(status.st_mode):
-            self.close()
-            raise SourceError(path, None, "is a directory")
         if self.regular:
             os.lseek(self.fd, 0, os.SEEK_SET)  # standard input may have been read before
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)

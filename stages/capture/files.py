@@ -23,7 +23,7 @@ from broker.core.metrics import index
 from broker.core.model import Input
 from broker.core.stage import Context
 from stages.capture import walk
-from stages.capture.chunks import END, LATER, Chunks
+from stages.capture.chunks import END, LATER, Chunks, can_be_read_again
 from stages.capture.errors import SourceError, report
 from stages.capture.pace import Pace
 from stages.capture.pcap import Format, Pcap, matches
@@ -69,14 +69,15 @@ class Files:
             self._resume(at)
 
     def _try(self, path: str) -> SourceError | None:
-        """What is wrong with the file's header; of a pipe it cannot be known yet."""
+        """What is wrong with the file's header; of a pipe it cannot be known yet, and its writer would take the close for the end."""
         try:
+            if not can_be_read_again(path):
+                return None
             chunks = Chunks(path, self._row)
         except SourceError as error:
             return error
         try:
-            if chunks.regular:
-                self._start(chunks)
+            self._start(chunks)
         except SourceError as error:
             return error
         finally:

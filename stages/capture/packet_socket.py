@@ -5,6 +5,7 @@ the whole group. In a group the kernel ignores PACKET_IGNORE_OUTGOING, so the fi
 
 PACKET_FANOUT_FLAG_DEFRAG is not used: the kernel would hand out the reassembled datagram, not the frames that were on the wire. Without it
 all fragments of a datagram go to one member (their hash has no ports), though not always to the one that gets the rest of their flow.
+When a member dies or joins, the kernel spreads all flows anew: each packet still goes to one member, but a flow may change lanes then.
 """
 
 from __future__ import annotations

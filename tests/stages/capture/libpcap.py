@@ -58,15 +58,16 @@ def read(path: Path) -> Reading:
     handle = library.pcap_open_offline_with_tstamp_precision(str(path).encode(), NANO, message)
     if not handle:
         return Reading(error=message.value.decode(errors="replace"), refused=True)
-    is_pcapng = path.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a"
+    magic = path.read_bytes()[:4]
+    unit_ns = 1 if magic in (b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d") else 1000
     header, data = ctypes.POINTER(_Header)(), ctypes.c_void_p()
     reading.datalink = library.pcap_datalink(handle)
     while (status := library.pcap_next_ex(handle, header, data)) == 1:
         h = header.contents
         seconds, fraction = int(h.sec), int(h.frac)
-        if not is_pcapng:  # libpcap takes the 32-bit fields of pcap as signed in one byte order and as unsigned in the other
+        if magic != b"\x0a\x0d\x0d\x0a":  # libpcap takes the 32-bit fields of pcap as signed in one byte order and as unsigned in the other
             seconds %= 2**32
-            fraction = fraction if fraction >= 0 else fraction // 1000 % 2**32 * 1000
+            fraction = fraction // unit_ns % 2**32 * unit_ns
         ts_ns = seconds * 10**9 + fraction
         reading.records.append(Record(ts_ns, h.len, ctypes.string_at(data, h.caplen)))
     if status == -1:

@@ -83,7 +83,8 @@ class Worker:
 
     def die(self) -> None:
         """kill -9 as far as this process can: the kernel closes what it had open."""
-        self.capture.close()
+        if self.epoch:
+            self.capture.close()
 
     def count(self, name: str, slot: int = SLOT) -> int:
         row = self.live if name in ("dropped_kernel", "dropped_restart", "seen_packets") else self.committed

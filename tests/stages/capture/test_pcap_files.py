@@ -194,6 +194,19 @@ def test_a_pipe_is_read_as_it_fills_and_never_blocks(tmp_path: Path) -> None:
     assert not worker.report
 
 
+def test_a_pipe_whose_writer_came_first_is_read_to_its_end(tmp_path: Path) -> None:
+    """Nobody may open it to have a look and close it again: the writer would be told that nobody reads."""
+    content, fifo = _write(tmp_path / "a.pcap", numbered(5000)).read_bytes(), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    thread = threading.Thread(target=fifo.write_bytes, args=(content,))
+    thread.start()
+    worker = Worker(tmp_path, files(fifo)).start()
+    until(lambda: worker.step() == 0 and worker.capture.finished, "the end of the pipe")
+    thread.join()
+    worker.die()
+    assert worker.records == numbered(5000)
+
+
 def test_standard_input_is_a_file_named_dash(tmp_path: Path) -> None:
     content = _write(tmp_path / "a.pcap", numbered(5000)).read_bytes()
     reader, writer = os.pipe()
