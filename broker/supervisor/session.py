@@ -35,6 +35,8 @@ from broker.supervisor.signals import Signals
 from broker.supervisor.snapshot import Reader, Snapshot
 
 TICK_S = 0.1
+REPLAY_TICK_S = 0.02
+"""A replay is over when its last block is: not seeing that would count as its time."""
 QUICK_S = 0.005
 """How often to look while a worker is coming up: it takes milliseconds, and the next waits for it."""
 PAUSE_NS = plan.SECOND_NS
@@ -172,7 +174,8 @@ class Session:
         coming_up = not self.options.external_stages and any(
             (s.pid and not s.up) or not (s.pid or books[w].given_up or books[w].stopped) for w, s in seen.items()
         )
-        poller.poll((QUICK_S if coming_up or self.phase is Phase.DRAIN else TICK_S) * 1000)
+        tick_s = REPLAY_TICK_S if self.options.until_finished else TICK_S
+        poller.poll((QUICK_S if coming_up or self.phase is Phase.DRAIN else tick_s) * 1000)
 
     def _take_signals(self) -> None:
         self.signals.clear()
