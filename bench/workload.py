@@ -6,8 +6,8 @@
 | 64 | 60 bytes (64 with the FCS) |
 | 1514 | 1514 bytes |
 
-12 % are IPv6, 18 % have a VLAN tag. Each of the 400 servers has one TCP port; every fourth one is worth a rule, so about a quarter of
-what has no tag is selected by 100 rules (an untagged `host` sees no tagged packet, in libpcap and so in ours).
+12 % are IPv6, 18 % have a VLAN tag. Each of the 400 servers has one TCP port; every fourth one is worth a rule, so about a quarter of all
+packets is selected by 100 rules (an untagged `host` sees no tagged packet, in libpcap and so in ours).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def server_port(i: int) -> int:
 def terms(n: int) -> list[str]:
     """n pcap-filter expressions of a host and its port: every fourth server, every eighth of them by its IPv6 address."""
     return [
-        f"host {(server6 if i % 8 == 7 else server4)(4 * i % N_SERVERS)} and tcp port {server_port(4 * i % N_SERVERS)}" for i in range(n)
+        f"host {(server6 if i % 8 == 7 else server4)(4 * i % N_SERVERS)} and port {server_port(4 * i % N_SERVERS)}" for i in range(n)
     ]
 
 
