@@ -85,7 +85,7 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class RingSizes:
-    blocks: int = 8
+    blocks: int = 16
     block_packets: int = 1024
     block_bytes: int = 262_144
 
