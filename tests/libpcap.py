@@ -61,7 +61,10 @@ def _dead() -> ctypes.c_void_p:
 
 
 class Filter:
-    """One expression, compiled for Ethernet with an unknown netmask. `optimize` as tcpdump does, unless told otherwise."""
+    """One expression, compiled for Ethernet with an unknown netmask. `optimize` as tcpdump does, unless told otherwise.
+
+    What the optimizer finds to reject all packets is no mistake here: it rejects them.
+    """
 
     def __init__(self, expression: str, *, optimize: bool = True) -> None:
         lib = _library()
@@ -69,7 +72,9 @@ class Filter:
         self._lib = lib
         self._program = _Program()
         if lib.pcap_compile(_dead(), ctypes.byref(self._program), expression.encode(), int(optimize), UNKNOWN_NETMASK) != 0:
-            raise RefusedError(lib.pcap_geterr(_dead()).decode())
+            reason = lib.pcap_geterr(_dead()).decode()
+            if reason != "expression rejects all packets":
+                raise RefusedError(reason)
 
     def __del__(self) -> None:
         if self._program.instructions:
@@ -77,6 +82,8 @@ class Filter:
 
     def __call__(self, data: bytes, wirelen: int) -> bool:
         header = _Header(0, 0, len(data), wirelen)
+        if not self._program.instructions:
+            return False
         return bool(self._lib.pcap_offline_filter(ctypes.byref(self._program), ctypes.byref(header), data))
 
 

@@ -17,6 +17,7 @@ from broker.core.model import Config, Input, Lane, Map, Rule, Tool
 from broker.core.stage import Context, Generation
 from stages.filter.stage import Filter
 
+MAX_MAPS = 64  # of `one_map_each`: one verdict bit each
 GEOMETRY = Geometry(max_packets=512, max_frames=512, header_bytes=4096)
 
 
