@@ -19,7 +19,7 @@ FIELDS = {"bench", "case", "value", "unit", "ratio_to", "machine"}
 needs_tcpdump = pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_tcpdump if name == "replay" else ()) for name in BENCHES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_tcpdump if name in ("replay", "filter") else ()) for name in BENCHES])
 def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
     run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
@@ -34,7 +34,7 @@ def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
 def test_an_unknown_bench_is_refused_in_words() -> None:
     run = subprocess.run([sys.executable, "-m", "bench", "nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
-    assert "no bench is called nonsense; there are replay" in run.stderr
+    assert "no bench is called nonsense; there are replay, filter" in run.stderr
 
 
 @needs_tcpdump
