@@ -1,0 +1,162 @@
+"""What maps make of it: order of rules, several maps, inputs, collector, undetermined; against a twin written apart."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from broker.core.layout import CAUSE_COLLECTED, CAUSE_FILTERED, CAUSE_FORWARDED, CAUSE_RULE, CAUSE_UNDETERMINED, Geometry
+from broker.core.metrics import COUNTERS, WIDTH
+from broker.core.model import Config, Input, Map, Rule, Tool
+from tests import packets as p
+from tests.stages.filter import traffic
+from tests.stages.filter.expressions import EXPRESSIONS
+from tests.stages.filter.judging import Frame, Judge, frame
+from tests.stages.filter.twin import Twin
+
+CAUSES = {
+    CAUSE_FORWARDED: "forwarded",
+    CAUSE_FILTERED: "filtered",
+    CAUSE_RULE: "dropped_rule",
+    CAUSE_UNDETERMINED: "dropped_undetermined",
+    CAUSE_COLLECTED: "collected",
+}
+SETS = {
+    "web": ("10.0.0.0/24", "192.168.1.1", "fe80::/64", "2001:db8::1"),
+    "four": ("10.1.0.0/16", "224.0.0.0/4"),
+    "six": ("ff02::/16", "::1"),
+    "ports": ("22", "80-443", "8080", "domain"),
+    "cards": (p.MAC_A, "ff:ff:ff:ff:ff:ff"),
+    "nobody": (),
+}
+OURS = (
+    "src net $web", "dst net $web and tcp dst port $ports", "net $four", "ip6 net $six", "port $ports", "udp portrange $ports",
+    "ether host $cards", "ether src $cards", "net $nobody", "not net $nobody", "tcp port $nobody or arp", "src or dst net $web or $six",
+)  # fmt: skip
+
+
+def random_config(seed: int) -> Config:
+    chosen = random.Random(seed)
+    tools = tuple(Tool(f"t{slot}", slot, file="-") for slot in chosen.sample(range(64), 6))
+    inputs = tuple(Input(f"i{slot}", "pcap", slot) for slot in (0, 1, 2, 63))
+    names = [tool.name for tool in tools]
+
+    def rule() -> Rule:
+        return Rule(chosen.choice(("pass", "pass", "drop")), chosen.choice(EXPRESSIONS if chosen.random() < 0.7 else OURS))  # type: ignore[arg-type]
+
+    maps = tuple(
+        Map(
+            f"m{n}",
+            tuple(rule() for _ in range(chosen.randrange(0, 6))),
+            tuple(chosen.sample(names, chosen.randrange(1, 4))),
+            tuple(i.name for i in inputs if chosen.random() < 0.4),
+            chosen.choice(("deliver", "drop", "libpcap")),  # type: ignore[arg-type]
+            slot,
+        )
+        for n, slot in enumerate(chosen.sample(range(256), chosen.choice((1, 2, 5, 40))))
+    )
+    collector = tuple(chosen.sample(names, 2)) if chosen.random() < 0.5 else ()
+    return Config("node", inputs, tools, maps, SETS, collector)
+
+
+def with_inputs(frames: list[Frame], seed: int) -> list[Frame]:
+    chosen = random.Random(seed)
+    return [Frame(f.data, f.wirelen, chosen.choice((0, 1, 2, 3, 63, 64, 65535))) for f in frames]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_maps_decide_and_count_as_the_twin_does(seed: int) -> None:
+    config = random_config(seed)
+    frames = with_inputs(traffic.some(400, seed), seed)
+    twin, judge = Twin(config), Judge(config)
+    for f, (verdict, cause, _) in zip(frames, judge.judge(frames), strict=True):
+        slots, why = twin.judge(f)
+        assert ({t for t in range(64) if verdict >> t & 1}, CAUSES[cause]) == (slots, why), f.data.hex()
+    for counter in COUNTERS:
+        if counter.stage == "filter":
+            for slot in range(WIDTH[counter.per]):
+                assert judge.count(counter.name, slot) == twin.counts[counter.name, slot], (counter.name, slot)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_packet_has_one_fate_and_the_block_says_how_many_frames_it_makes(seed: int) -> None:
+    judge = Judge(random_config(seed))
+    n = judge.fill(with_inputs(traffic.some(500, seed), seed))
+    judge.stage.step(judge.batch)
+    fates = ("forwarded_packets", "filtered_packets", "dropped_rule", "dropped_undetermined")
+    assert judge.count("judged_packets") == n == sum(judge.count(name) for name in fates)
+    wanted = sum((int(v) & (1 << 64) - 1).bit_count() for v in judge.batch.verdicts["verdict"][:n])
+    assert int(judge.batch.block["n_wanted"][0]) == wanted == sum(judge.count("wanted_frames", t) for t in range(64))
+
+
+def config(*rules: Rule, undetermined: str = "deliver", collector: bool = False, extra: tuple[Map, ...] = ()) -> Config:
+    tools = (Tool("ids", 0, file="-"), Tool("store", 63, file="-"))
+    first = Map("first", rules, ("ids",), undetermined=undetermined)  # type: ignore[arg-type]
+    return Config("n", (Input("in", "pcap"),), tools, (first, *extra), {}, ("store",) if collector else ())
+
+
+WEB = frame(p.tcp_frame("10.0.0.1", 4000, "10.0.0.2", 80))
+SSH = frame(p.tcp_frame("10.0.0.1", 4000, "10.0.0.2", 22))
+IDS, STORE = 1, 1 << 63
+
+
+def test_the_first_matching_rule_of_a_map_decides() -> None:
+    judge = Judge(config(Rule("drop", "port 22"), Rule("pass", "tcp"), Rule("drop", "port 80")))
+    assert [v[:2] for v in judge.judge([WEB, SSH])] == [(IDS, CAUSE_FORWARDED), (0, CAUSE_RULE)]
+
+
+def test_what_no_map_took_goes_to_the_collector_and_what_a_rule_dropped_does_not() -> None:
+    judge = Judge(config(Rule("drop", "port 22"), collector=True))
+    assert [v[:2] for v in judge.judge([WEB, SSH])] == [(STORE, CAUSE_COLLECTED), (0, CAUSE_RULE)]
+
+
+def test_a_drop_in_one_map_takes_nothing_from_another() -> None:
+    other = Map("other", (Rule("pass", "tcp"),), ("store", "ids"), slot=1)
+    judge = Judge(config(Rule("drop", "port 22"), Rule("pass", "tcp"), extra=(other,)))
+    assert judge.verdicts([WEB, SSH]) == [IDS | STORE, IDS | STORE]
+    assert judge.count("wanted_frames", 0) == 2
+
+
+LATER = frame(p.ethernet(p.ipv4("10.0.0.1", "10.0.0.2", p.TCP, b"x" * 32, offset=1480)))
+CUT = frame(WEB.data[:35], len(WEB.data))
+RUNT = frame(WEB.data[:35])
+FRAGMENT6 = frame(p.ethernet(p.ipv6("fe80::1", "fe80::2", p.FRAGMENT, p.fragment_header(p.TCP, p.tcp(1, 80), more=True)), type=p.ETH_IP6))
+
+
+@pytest.mark.parametrize("hidden", [LATER, CUT, RUNT, FRAGMENT6], ids=["later fragment", "cut", "runt", "IPv6 fragment"])
+@pytest.mark.parametrize("action", ["pass", "drop"])
+def test_where_the_ports_are_not_shown_the_map_says_what_becomes_of_it(hidden: Frame, action: str) -> None:
+    rule = Rule(action, "tcp port 80")  # type: ignore[arg-type]
+    delivering = Judge(config(rule, undetermined="deliver", collector=True))
+    assert delivering.judge([hidden])[0][:2] == (IDS, CAUSE_FORWARDED)
+    keeping = Judge(config(rule, undetermined="drop", collector=True))
+    assert keeping.judge([hidden])[0][:2] == (0, CAUSE_UNDETERMINED)
+    for judge in (delivering, keeping):
+        assert (judge.count("undetermined_packets"), judge.count("map_undetermined_packets")) == (1, 1)
+        assert judge.count("map_passed_packets") == judge.count("map_dropped_packets") == 0
+    as_libpcap = Judge(config(rule, undetermined="libpcap", collector=True))
+    assert as_libpcap.judge([hidden])[0][:2] == (STORE, CAUSE_COLLECTED)
+    assert as_libpcap.count("undetermined_packets") == 0
+
+
+def test_a_test_that_does_not_matter_leaves_the_packet_determined() -> None:
+    judge = Judge(config(Rule("pass", "udp and port 80"), Rule("pass", "host 10.0.0.1 or port 80")))
+    assert [v[:2] for v in judge.judge([LATER])] == [(IDS, CAUSE_FORWARDED)]
+    assert judge.count("undetermined_packets") == 0
+
+
+def test_a_row_that_points_outside_the_block_is_an_empty_packet() -> None:
+    judge = Judge(config(Rule("pass", "tcp"), undetermined="drop"), geometry=Geometry(max_packets=4, max_frames=4, data_bytes=4096))
+    judge.fill([WEB, WEB, WEB])
+    judge.batch.packets["data_at"][1] = 0xFFFFFFFF
+    judge.batch.packets["caplen"][2] = 0xFFFFFFFF
+    assert judge.stage.step(judge.batch) == 3
+    assert judge.batch.verdicts["cause"][:3].tolist() == [CAUSE_FORWARDED, CAUSE_UNDETERMINED, CAUSE_UNDETERMINED]
+
+
+@pytest.mark.parametrize("claimed", [-1, 0, 5, 1 << 40])
+def test_a_block_that_claims_more_packets_than_it_can_hold_is_not_believed(claimed: int) -> None:
+    judge = Judge(config(Rule("pass", "tcp")), geometry=Geometry(max_packets=4, max_frames=4, data_bytes=4096))
+    judge.batch.block["n_packets"] = claimed
+    assert judge.stage.step(judge.batch) == max(0, min(claimed, 4))
