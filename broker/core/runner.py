@@ -170,7 +170,7 @@ class Runner:
         if not source.finished:
             fd = source.wait_fd
             if source.due_ns:
-                limit_ms = min(limit_ms, max(0, (source.due_ns - since) // 1_000_000))
+                limit_ms = min(limit_ms, max(0, -((since - source.due_ns) // 1_000_000)))  # rounded up: rounded down it would spin
         self.live[_PARKS] += 1
         self.bell.wait(limit_ms, fd)
         now = time.monotonic_ns()
