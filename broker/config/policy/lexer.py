@@ -16,16 +16,20 @@ Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "
 _WORDS = """
 src dst host net port portrange proto mask and or not less greater len length broadcast multicast vlan
 ether link ip ip6 arp rarp tcp udp sctp icmp icmp6 igmp igrp pim vrrp carp ah esp decnet lat sca mopdl moprc stp netbeui iso
+fddi tr wlan ppp slip
 """
 _LATER = """
 gateway protochain byte mpls pppoed pppoes geneve vxlan llc atalk aarp ipx clnp esis es-is isis is-is l1 l2 iih lsp snp csnp psnp
 """
-_NOT_ETHERNET = "fddi tr wlan ppp slip radio type subtype dir direction addr1 addr2 addr3 addr4 ra ta batadv"
+_NOT_ETHERNET = "radio type subtype dir direction addr1 addr2 addr3 addr4 ra ta batadv"
 _NOT_ATM = "lane oam oamf4 oamf4ec oamf4sc metac bcc sc ilmic vpi vci connectmsg metaconnect"
 _NOT_SS7 = "fisu lssu lsu msu hfisu hlssu hmsu sio opc dpc sls hsio hopc hdpc hsls"
 
 WORDS = frozenset(_WORDS.split())
-_ALIASES = {"&&": "and", "||": "or", "!": "not", "length": "len", "link": "ether", "==": "=", "carp": "vrrp"}
+_ALIASES = {
+    "&&": "and", "||": "or", "!": "not", "length": "len", "==": "=", "carp": "vrrp",
+    **dict.fromkeys(("link", "fddi", "tr", "wlan", "ppp", "slip"), "ether"),
+}  # fmt: skip
 
 LATER = frozenset(_LATER.split())
 """Words of pcap-filter(7) that are not understood yet."""
