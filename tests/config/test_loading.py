@@ -51,6 +51,7 @@ def test_every_key_becomes_its_field() -> None:
         sets={"pos_web": ("10.1.0.0/24", "2001:db8:1::/64")},
         collector=("recorder",),
         stages=model.Stages(filter=2),
+        ring=model.RingSizes(blocks=8),
         http="127.0.0.1:9464",
         drain_s=10.0,
     )
