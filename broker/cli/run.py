@@ -50,7 +50,8 @@ def _run(arguments: argparse.Namespace, name: str, path: Path, progress: Progres
         compiled,
         load=lambda: check.load(path),
         external_stages=arguments.external_stages,
-        until_finished=all(i.kind == "pcap" for i in config.inputs),  # nothing more will ever come
+        # Files alone: nothing more will ever come. But stages that others have started, others stop.
+        until_finished=not arguments.external_stages and all(i.kind == "pcap" for i in config.inputs),
         on_tick=progress,
     )
     try:

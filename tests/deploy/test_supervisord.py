@@ -46,7 +46,6 @@ maps:
     rules:
       - pass: "udp"
     to: [out]
-drain_s: 60
 """
 
 
@@ -130,7 +129,7 @@ def test_each_stage_is_a_program_and_a_kill_in_mid_traffic_loses_nothing(supervi
     until(lambda: supervisord.n_delivered() >= len(FRAMES), "all frames", 60)
     after = supervisord.running()
     assert after.pop("tapmesh-filter") != before.pop("tapmesh-filter"), "supervisord has started it again"
-    assert after == before, "nobody else was touched"
+    assert after == before, "nobody else was touched, and what has played its file waits to be stopped"
 
     supervisord.control("shutdown")
     until(lambda: supervisord.process.poll() is not None, "supervisord to end", 60)
