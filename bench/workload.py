@@ -43,9 +43,7 @@ def server_port(i: int) -> int:
 
 def terms(n: int) -> list[str]:
     """n pcap-filter expressions of a host and its port: every fourth server, every eighth of them by its IPv6 address."""
-    return [
-        f"host {(server6 if i % 8 == 7 else server4)(4 * i % N_SERVERS)} and port {server_port(4 * i % N_SERVERS)}" for i in range(n)
-    ]
+    return [f"host {(server6 if i % 8 == 7 else server4)(4 * i % N_SERVERS)} and port {server_port(4 * i % N_SERVERS)}" for i in range(n)]
 
 
 @dataclass(frozen=True)
