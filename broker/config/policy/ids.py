@@ -172,6 +172,8 @@ class Ids:
             raise PolicyError(f"'{token.text}' is not a protocol: expected a number or \\name", token.at)
         if q.protocol == "ether":
             return self.ethertype(token, depth)
+        if q.protocol == "iso":
+            raise PolicyError("'iso proto' is not supported yet", q.at)
         if q.protocol not in _PROTO_KINDS:
             raise PolicyError(f"'{q.protocol} proto' does not exist: expected 'ip proto', 'ip6 proto', 'ether proto' or 'proto'", q.at)
         if token.kind == "name" and token.text not in PROTOCOLS:
@@ -181,7 +183,7 @@ class Ids:
 
     def ethertype(self, token: Token, depth: int) -> Node:
         if token.kind == "name" and token.text not in ETHERTYPES:
-            raise PolicyError(f"unknown or not yet supported ethertype '{token.text}': write its number", token.at)
+            raise PolicyError(f"unknown or not yet supported ethertype '{token.text}'", token.at)
         value = token.value if token.kind == "number" else ETHERTYPES[token.text]
         if value > 0xFFFF:
             raise PolicyError(f"ethertype {token.text} is above 65535", token.at)

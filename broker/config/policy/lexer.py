@@ -34,6 +34,10 @@ _ALIASES = {
 LATER = frozenset(_LATER.split())
 """Words of pcap-filter(7) that are not understood yet."""
 
+CONSTANTS = frozenset(("icmptype", "icmpcode", "icmp6type", "icmp6code", "tcpflags"))
+CONSTANT_BEGINNINGS = ("icmp-", "icmp6-", "tcp-")
+"""Names of numbers; they make sense with byte access only, and so are not understood yet either."""
+
 NEVER = {
     **dict.fromkeys(("inbound", "outbound", "ifindex"), "a packet in the ring does not say its direction; name the input in the map"),
     **dict.fromkeys(_NOT_ETHERNET.split(), "traffic is Ethernet"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from broker.config.policy import tree
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.ids import Ids, Qualifiers
-from broker.config.policy.lexer import LATER, NEVER, Token, scan
+from broker.config.policy.lexer import CONSTANT_BEGINNINGS, CONSTANTS, LATER, NEVER, Token, scan
 from broker.config.policy.sets import Elements
 from broker.config.policy.tree import IP, IP6, And, Node, Not, both, either
 
@@ -32,6 +32,7 @@ _RELATIONS = {">": ">", "<": "<", ">=": ">=", "<=": "<=", "=": "=", "!=": "!="}
 _MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">=", "=": "=", "!=": "!="}
 _IDS = frozenset(("number", "address4", "address6", "mac", "name", "set"))
 _TOP = (1 << 32) - 1
+A_TEST = "a test"
 
 
 @dataclass(slots=True)
@@ -75,8 +76,10 @@ class Parser:
         if token.kind == "name" and not token.escaped:
             if token.text in NEVER:
                 return PolicyError(f"'{token.text}' is not for this: {NEVER[token.text]}", token.at)
-            if token.text in LATER:
+            if token.text in LATER or token.text in CONSTANTS or token.text.startswith(CONSTANT_BEGINNINGS):
                 return PolicyError(f"'{token.text}' is not supported yet", token.at)
+        if token.kind == "name" and expected == A_TEST:
+            return PolicyError(f"unknown word '{token.text}' (names of hosts are not looked up: write the address)", token.at)
         if token.kind == "mark" and token.text == "[":
             return PolicyError("byte access ('proto[offset:size]') is not supported yet", token.at)
         if token.kind == "mark" and token.text in ("+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>"):
@@ -139,10 +142,8 @@ class Parser:
             return self.length_right(), None
         if token.kind in ("number", "address4", "address6", "mac", "set"):
             raise PolicyError(f"unexpected {token.shown()}: say what it is ('host', 'net', 'port', 'ether host', ...)", token.at)
-        if token.kind == "name" and (token.escaped or (token.text not in LATER and token.text not in NEVER)):
-            raise PolicyError(f"unknown word '{token.text}' (names of hosts are not looked up: write the address)", token.at)
         if token.kind != "word" or token.text in ("and", "or", "mask"):
-            raise self.unexpected("a test")
+            raise self.unexpected(A_TEST)
         if token.text == "vlan":
             return self.vlan(), None
         if token.text in ("less", "greater"):
@@ -174,7 +175,7 @@ class Parser:
             raise PolicyError("'proto' takes no direction", self.peek().at)
         if not direction and not type_:
             if not protocol or self.id_is_next():
-                raise self.unexpected("a test" if not protocol else "'src', 'dst', 'host', 'net', 'port', 'and', 'or' or the end")
+                raise self.unexpected(A_TEST if not protocol else "'src', 'dst', 'host', 'net', 'port', 'and', 'or' or the end")
             return self.protocol_alone(protocol, start), None
         return self.id(Qualifiers(protocol, direction, type_, start.at))
 
@@ -200,6 +201,8 @@ class Parser:
             return tree.Llc(self.depth, *_LLC[word])
         if word in _PROTOCOL:
             return tree.Protocol(self.depth, *_PROTOCOL[word])
+        if self.is_mark("["):
+            raise self.unexpected("'host' or 'proto'")
         raise PolicyError(f"'{word}' alone says nothing: expected 'ether host', 'ether proto', ...", token.at)
 
     def cast(self, protocol: str, start: Token) -> Node:
@@ -234,7 +237,7 @@ class Parser:
             self.nesting -= 1
             return node, inner
         if token.kind not in _IDS:
-            raise self.unexpected(f"what '{qualifiers.shown()}' is about" if qualifiers else "a test")
+            raise self.unexpected(f"what '{qualifiers.shown()}' is about" if qualifiers else A_TEST)
         if qualifiers is None:
             raise PolicyError(f"unexpected {token.shown()}: no 'host', 'net' or 'port' before it that it could share", token.at)
         self.next()

@@ -89,7 +89,9 @@ def test_the_expressions_are_many_and_most_of_them_select_something() -> None:
 _addresses = st.sampled_from(traffic.ADDRESSES4 + traffic.ADDRESSES6)
 _sides = st.sampled_from(("", "src ", "dst ", "src or dst ", "src and dst "))
 _ports = st.sampled_from(traffic.PORTS)
-_nets = st.sampled_from(("10", "10.1", "192.168.0.0/16", "224.0.0.0/4", "10.0.0.0/30", "fe80::/10", "fe80::/127", "2001:db8::/33", "0.0.0.0/1"))
+_nets = st.sampled_from(
+    ("10", "10.1", "192.168.0.0/16", "224.0.0.0/4", "10.0.0.0/30", "fe80::/10", "fe80::/127", "2001:db8::/33", "0.0.0.0/1")
+)
 _words = st.sampled_from(
     ("ip", "ip6", "arp", "rarp", "tcp", "udp", "sctp", "icmp", "icmp6", "igmp", "esp", "ah", "stp", "iso", "broadcast", "multicast",
      "ip multicast", "ip6 multicast", "ip proto 6", "ip6 proto 44", "proto 17", "ether proto 0x800", "ether proto 0x8100", "less 60",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from broker.config.policy.image import FIELD_NUMBER, FIELDS, IMAGE
 from broker.config.policy.image import FIELD as FIELD_ROW
+from broker.config.policy.image import FIELD_NUMBER, FIELDS, IMAGE
 from broker.core.model import Config, Input, Map, Rule, Tool
+from tests.packets import tcp_frame
 from tests.stages.filter import traffic
 from tests.stages.filter.expressions import EXPRESSIONS, batches
 from tests.stages.filter.judging import Judge, frame, one_map_each
-from tests.packets import tcp_frame
 
 
 @pytest.mark.parametrize("undetermined", ["deliver", "drop", "libpcap"])

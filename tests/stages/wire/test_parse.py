@@ -10,8 +10,20 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.core import layout
-from stages.wire.key import FRAGMENT6_AT, IP6_AT, KEY, KIND_ARP, KIND_IP, KIND_IP6, KIND_OTHER, NOT_IP
-from stages.wire.key import PORT_CUT, PORT_HIDDEN, PORT_NONE, PORT_SEEN
+from stages.wire.key import (
+    FRAGMENT6_AT,
+    IP6_AT,
+    KEY,
+    KIND_ARP,
+    KIND_IP,
+    KIND_IP6,
+    KIND_OTHER,
+    NOT_IP,
+    PORT_CUT,
+    PORT_HIDDEN,
+    PORT_NONE,
+    PORT_SEEN,
+)
 from stages.wire.parse import parse_packets
 from tests import packets as p
 
