@@ -28,6 +28,7 @@ FULL, TOO_BIG, UNREACHABLE, NO_LISTENER, FORBIDDEN, DISK, TOOL_DOWN, OTHER = (
     for name in ("full", "too_big", "unreachable", "no_listener", "forbidden", "disk", "tool_down", "other")
 )
 DELIVERED_FRAMES, DELIVERED_BYTES = index("send", "delivered_frames"), index("send", "delivered_bytes")
+UNHEARD = index("send", "unheard_reports")
 FILE_BYTES, FILE_INODE = index("send", "file_bytes"), index("send", "file_inode")
 
 _REASONS: dict[int, tuple[int, ...]] = {
@@ -120,7 +121,7 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, tool_down, tool_full, tool_refused, file_failed, file_started_anew.
+    Events: tool_opened, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew.
     """
 
     def __init__(self, log: Any, tool: Tool) -> None:

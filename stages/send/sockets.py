@@ -8,6 +8,10 @@
 Both are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer than the path's MTU
 are fragmented by the kernel (IP_PMTUDISC_DONT). Nothing is received: a filter that takes no packet keeps answers from piling up.
 
+IP_RECVERR is on, because without it Linux takes a frame that its own queue has dropped for sent (udp_send_skb, raw_sendmsg: ENOBUFS becomes
+0). The price is a queue of ICMP reports, which is emptied after each block that had some. What a queue like fq_codel drops *later*, to
+make room, is told to nobody; ``tc -s qdisc`` shows it.
+
 | state | becomes | when |
 |---|---|---|
 | open | waiting | the socket is full: at most PATIENCE_NS a block, and none at all in the blocks after one that was in vain |
@@ -33,15 +37,19 @@ from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
 from broker.core.stage import Context
 from stages.send import kernels
-from stages.send.egress import FULL, OPENING, SENDING, Notices, Retry, Scratch
+from stages.send.egress import FULL, OPENING, SENDING, UNHEARD, Notices, Retry, Scratch
 
 PATIENCE_NS = 2_000_000
 SEND_BUFFER_BYTES = 4 * 1024 * 1024
+REPORT_BUFFER_BYTES = 8192  # a few ICMP messages: what they say is the same
+MOST_REPORTS = 8  # read after a block
 
 _IPPROTO_GRE = 47
 # linux/in.h, linux/in6.h, asm-generic/socket.h: names that Python lacks
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 26, 32
+_MSG_ERRQUEUE = 0x2000
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 
 _IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
@@ -62,7 +70,7 @@ def open_socket(tunnel: Tunnel) -> socket.socket:
     )
     try:
         _take_nothing(opened)
-        _set_buffer(opened)
+        _set_buffers(opened)
         _set_header(opened, family, tunnel)
         if tunnel.source or tunnel.source_port:
             if tunnel.source_port:  # every worker of every lane sends from this port
@@ -90,11 +98,12 @@ def _take_nothing(opened: socket.socket) -> None:
     opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def _set_buffer(opened: socket.socket) -> None:
+def _set_buffers(opened: socket.socket) -> None:
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
     except PermissionError:  # needs CAP_NET_ADMIN; else net.core.wmem_max is the limit
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, REPORT_BUFFER_BYTES)
 
 
 def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
@@ -106,6 +115,7 @@ def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
                 (socket.IP_MULTICAST_TTL, tunnel.ttl),
                 (socket.IP_TOS, tunnel.dscp << 2),
                 (_IP_MTU_DISCOVER, _PMTUDISC_DONT),
+                (_IP_RECVERR, 1),
             ),
         )
     else:
@@ -116,6 +126,7 @@ def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
                 (socket.IPV6_MULTICAST_HOPS, tunnel.ttl),
                 (socket.IPV6_TCLASS, tunnel.dscp << 2),
                 (_IPV6_MTU_DISCOVER, _PMTUDISC_DONT),
+                (_IPV6_RECVERR, 1),
             ),
         )
     for option, value in options:
@@ -171,8 +182,11 @@ class SocketEgress:
             self._socket.fileno(), self._skip, self._counters_at, scratch.reasons_at, scratch.vectors_at, scratch.progress_at, progress,
             rows_at, n_rows, 0, self._failures, batch.frames_at, batch.headers_at, batch.data_at,
         )  # fmt: skip
+        unheard = int(self._counters[UNHEARD])
         self._hand_over(n_rows)
         self._failures = int(scratch.job["failures"][0])
+        if self._counters[UNHEARD] != unheard:
+            self._read_reports()
 
     def _hand_over(self, n_rows: int) -> None:
         job, job_at = self._scratch.job, self._scratch.job_at
@@ -201,7 +215,20 @@ class SocketEgress:
         if not job["failures"][0]:
             self._retry.worked()
 
+    def _read_reports(self) -> None:
+        """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h)."""
+        if self._socket is None:
+            return
+        for _ in range(MOST_REPORTS):
+            try:
+                _, ancillary, _, _ = self._socket.recvmsg(0, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+            except OSError:  # no more; or the pending error itself, which this call has taken
+                return
+            for _, _, report in ancillary:
+                self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), remote=self._tunnel.remote)
+
     def _wait(self, number: int, limit_ns: int) -> None:
+        self._read_reports()  # poll would return at once as long as there is one
         if number == errno.EAGAIN:
             self._poller.poll(max(1, limit_ns // 1_000_000))
         else:  # a queue further down is full, or memory short: nothing announces the end of that

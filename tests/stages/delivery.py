@@ -15,6 +15,8 @@ from broker.core.layout import Geometry
 from broker.core.metrics import COUNTERS, N_COUNTERS, index
 from broker.core.model import Config, Lane, Tool, Tunnel
 from broker.core.stage import Context, Generation
+from stages.encapsulate.stage import Encapsulate
+from stages.send.stage import Send
 
 SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 64, data_bytes=layout.MAX_FRAME_BYTES)
 NOON_NS = 1_700_000_000_123_456_789
@@ -109,3 +111,55 @@ def new_batch(geometry: Geometry = SMALL) -> Batch:
 
 def small(**sizes: int) -> Geometry:
     return replace(SMALL, **sizes)
+
+
+def encapsulate(batch: Batch, *tools: Tool) -> None:
+    """Frames as the stage before leaves them; numbers begin at 0."""
+    stage = Encapsulate()
+    surroundings = Surroundings(replace(SMALL, max_frames=batch.max_frames))  # lives until the end: the stage has its addresses only
+    stage.open(surroundings.context)
+    stage.load(generation(*tools))
+    seq, batch.seq = batch.seq, 0
+    stage.step(batch)
+    batch.seq = seq
+
+
+senders: list[Sender] = []
+"""Those that tests/stages/send/conftest.py has to close."""
+
+
+class Sender:
+    """A send worker, and the sum that must close after each block: framed = delivered + dropped."""
+
+    def __init__(self, *tools: Tool, surroundings: Surroundings | None = None) -> None:
+        self.surroundings = surroundings or Surroundings()
+        self.stage = Send()
+        senders.append(self)
+        self.stage.open(self.surroundings.context)
+        self.tools: tuple[Tool, ...] = ()
+        self.load(*tools)
+
+    def load(self, *tools: Tool) -> None:
+        self.tools = tools
+        self.stage.load(generation(*tools))
+
+    def step(self, batch: Batch) -> None:
+        before = [self.accounted(slot) for slot in range(layout.TOOLS)]
+        self.stage.step(batch)
+        s = self.surroundings
+        for slot in range(layout.TOOLS):
+            rows = batch.frames[: int(batch.block["n_frames"][0])]
+            mine = int(np.count_nonzero((rows["tool"] == slot) & (rows["share"] % s.n_workers == s.worker)))
+            assert self.accounted(slot) - before[slot] == mine, (slot, s.drops("send", slot))
+
+    def accounted(self, slot: int) -> int:
+        return self.delivered(slot) + sum(self.surroundings.drops("send", slot).values())
+
+    def delivered(self, slot: int = 0) -> int:
+        return self.surroundings.count("send", "delivered_frames", slot)
+
+    def drops(self, slot: int = 0) -> dict[str, int]:
+        return self.surroundings.drops("send", slot)
+
+    def count(self, name: str, slot: int = 0) -> int:
+        return self.surroundings.count("send", name, slot)

@@ -1,0 +1,28 @@
+"""Every worker that a test has started is closed with it: sockets and files left open are errors."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stages import delivery
+
+
+@pytest.fixture(autouse=True)
+def _close_senders() -> Iterator[None]:
+    yield
+    while delivery.senders:
+        delivery.senders.pop().stage.close()
+
+
+@pytest.fixture
+def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A datagram socket, and the other end of it: nobody reads there unless the test does."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    near.setblocking(False)
+    far.setblocking(False)
+    with contextlib.closing(near), contextlib.closing(far):
+        yield near, far
