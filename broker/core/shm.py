@@ -154,7 +154,7 @@ def bytes_needed(geometries: Sequence[Geometry]) -> int:
 
 
 def create_pipeline(name: str, geometries: Sequence[Geometry]) -> Pipeline:
-    """Make the directory and its files, one lane for each geometry, all counters zero. The magic comes last: until then nobody attaches."""
+    """Make the directory and its files, one lane for each geometry, all counters zero. `control` appears last, whole: who sees it may attach."""
     directory = pipeline_directory(name)
     try:
         directory.mkdir(mode=0o700)
@@ -175,11 +175,12 @@ def create_pipeline(name: str, geometries: Sequence[Geometry]) -> Pipeline:
         for i, (kind, worker) in enumerate(geometry.workers):
             lane.workers[i]["cursor"] = worker if stride(geometry, kind) > 1 else 0
         lanes.append(lane)
-    control = map_file(directory / "control", size=CONTROL_BYTES, create=True)
+    control = map_file(directory / ".control", size=CONTROL_BYTES, create=True)
     header = control[: layout.PIPELINE.itemsize].view(layout.PIPELINE)
     row = header[0]
     row["version"], row["created_ns"], row["n_lanes"] = layout.LAYOUT_VERSION, time.time_ns(), len(lanes)
     row["magic"] = layout.PIPELINE_MAGIC
+    (directory / ".control").rename(directory / "control")
     return _control(directory, control, lanes)
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ maps:
 """
 OUTER_BYTES = {"over4": 20 + 16, "over6": 40 + 4}
 LONGEST_IP = 65_535
+PCAP_TIME_ENDS_NS = 2**32 * 10**9  # pcapng goes further than the 32 bits of seconds that a pcap file has (one capture is of 2106)
 
 pytestmark = needs_corpus
 
@@ -81,7 +83,7 @@ def check(paths: list[Path], records: list[Record], directory: Path) -> None:
     assert result.returncode == 0, (result.stderr, paths)
     bare = read(out / "all.pcap")
     assert not bare.error
-    assert bare.records == records
+    assert bare.records == [replace(record, ts_ns=record.ts_ns % PCAP_TIME_ENDS_NS) for record in records]
     for tool, outer in OUTER_BYTES.items():
         whole = [record.data for record in records if len(record.data) + outer <= LONGEST_IP + (40 if tool == "over6" else 0)]
         assert taken_off_by_tshark(out / f"{tool}.pcap") == whole
