@@ -276,18 +276,24 @@ class Parser:
         self.depth += 1
         return node
 
+    def only_length(self) -> PolicyError:
+        reason = "only the length is compared, and with a number ('len > 60'): arithmetic is not supported yet"
+        return PolicyError(f"unexpected {self.peek().shown()}: {reason}", self.peek().at)
+
     def length_left(self) -> Node:
         self.next()
         if not self.is_mark(*_RELATIONS):
             raise self.unexpected("a comparison")
         relation = self.next().text
+        if self.peek().kind != "number":
+            raise self.only_length()
         return _length(relation, self.number())
 
     def length_right(self) -> Node:
         limit = self.number()
         relation = self.next().text
         if not self.is_word("len"):
-            raise self.unexpected("'len'")
+            raise self.only_length()
         self.next()
         return _length(_MIRRORED[relation], limit)
 

@@ -116,6 +116,8 @@ MISTAKES = [
     ("port 80 + 1", 8, "arithmetic is not supported yet"),
     ("less than 5", 5, "expected a number"),
     ("len 5", 4, "expected a comparison"),
+    ("5 > 4", 4, "only the length is compared"),
+    ("len > len", 6, "only the length is compared"),
     ("host 08", 5, "octal"),
     ("less 4294967296", 5, "does not fit in 32 bits"),
     ("gateway 10.0.0.1", 0, "'gateway' is not supported yet"),
@@ -214,7 +216,7 @@ def test_of_the_words_we_know_libpcap_takes_what_we_take(text: str) -> None:
         theirs = ""
     except libpcap.RefusedError as error:
         theirs = str(error)
-    if "VLAN tags" not in ours:
+    if "VLAN tags" not in ours and "not supported yet" not in ours:
         assert bool(ours) == bool(theirs), (text, ours, theirs)
 
 
