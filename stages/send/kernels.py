@@ -242,7 +242,8 @@ def fill_records(
         store32(record, seconds)
         store32(record + 4, ts_ns - seconds * _NS)
         store32(record + 8, header_len + data_len)
-        store32(record + 12, header_len + max(load32(packet + _WIRELEN), data_len))
+        wirelen = load32(packet + _WIRELEN)  # of a bare frame as it was read, even where a capture file says less than it holds
+        store32(record + 12, wirelen if header_len == 0 else header_len + max(wirelen, data_len))
         if header_len > _LINE:
             copy(record + RECORD_HEADER, headers_at + load32(frame + _HEADER_AT), header_len)
         elif header_len > 0:
