@@ -15,7 +15,11 @@ from broker.core.layout import Geometry
 from broker.core.metrics import COUNTERS, N_COUNTERS, index
 from broker.core.model import Config, Lane, Tool, Tunnel
 from broker.core.stage import Context, Generation
+from stages import memory
 from stages.encapsulate.stage import Encapsulate
+from stages.jit import PLAIN
+from stages.send import libc
+from stages.send.egress import SENDING
 from stages.send.stage import Send
 
 SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 64, data_bytes=layout.MAX_FRAME_BYTES)
@@ -113,12 +117,30 @@ def small(**sizes: int) -> Geometry:
     return replace(SMALL, **sizes)
 
 
+def allow_arrays(*arrays: np.ndarray, slack: int = 0) -> None:
+    """Let kernels that run as plain Python touch these, and `slack` bytes after each; nothing when they are compiled."""
+    if PLAIN:
+        for array in arrays:
+            memory.allow(int(array.ctypes.data), array.nbytes + slack)
+
+
+def allow_batch(batch: Batch) -> None:
+    allow_arrays(batch.block, batch.packets, batch.verdicts, batch.frames)
+    allow_arrays(batch.headers, batch.data, slack=layout.SLACK)
+
+
+def allow_encapsulate(stage: Encapsulate, s: Surroundings) -> None:
+    allow_arrays(s.counters, s.tickets, s.sequences, stage._numbers, stage._templates)
+
+
 def encapsulate(batch: Batch, *tools: Tool) -> None:
     """Frames as the stage before leaves them; numbers begin at 0."""
     stage = Encapsulate()
     surroundings = Surroundings(replace(SMALL, max_frames=batch.max_frames))  # lives until the end: the stage has its addresses only
     stage.open(surroundings.context)
     stage.load(generation(*tools))
+    allow_batch(batch)
+    allow_encapsulate(stage, surroundings)
     seq, batch.seq = batch.seq, 0
     stage.step(batch)
     batch.seq = seq
@@ -143,11 +165,16 @@ class Sender:
         self.tools = tools
         self.stage.load(generation(*tools))
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: Batch, *, check: bool = True) -> None:
+        s, stage = self.surroundings, self.stage
+        allow_batch(batch)
+        allow_arrays(s.counters, s.progress, stage._mine, stage._rows, stage._counts)
+        allow_arrays(stage._scratch.job, stage._scratch.vectors, stage._scratch.buffer, stage._scratch.ends, SENDING)
+        if PLAIN:
+            memory.allow(libc.errno_location(), 4)
         before = [self.accounted(slot) for slot in range(layout.TOOLS)]
-        self.stage.step(batch)
-        s = self.surroundings
-        for slot in range(layout.TOOLS):
+        stage.step(batch)
+        for slot in range(layout.TOOLS) if check else ():
             rows = batch.frames[: int(batch.block["n_frames"][0])]
             mine = int(np.count_nonzero((rows["tool"] == slot) & (rows["share"] % s.n_workers == s.worker)))
             assert self.accounted(slot) - before[slot] == mine, (slot, s.drops("send", slot))

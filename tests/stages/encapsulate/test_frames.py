@@ -15,8 +15,8 @@ from broker.core.model import Tool
 from broker.core.stage import AGAIN
 from stages import memory
 from stages.encapsulate.stage import Encapsulate
-from tests.stages.delivery import SMALL, Surroundings, fill, frames, generation, gre_tool, new_batch, payload, small
-from tests.stages.encapsulate.test_headers import allow_batch, opened
+from tests.stages.delivery import SMALL, Surroundings, allow_batch, fill, frames, generation, gre_tool, new_batch, payload, small
+from tests.stages.encapsulate.test_headers import opened
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.core import layout
-from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
 from stages import memory
 from stages.encapsulate.checksum import sum_words
@@ -22,7 +21,7 @@ from stages.encapsulate.stage import Encapsulate
 from stages.encapsulate.templates import make_templates
 from stages.jit import PLAIN
 from tests import packets as by_hand
-from tests.stages.delivery import Surroundings, fill, frames, generation, gre_tool, new_batch, payload
+from tests.stages.delivery import Surroundings, allow_batch, allow_encapsulate, fill, frames, generation, gre_tool, new_batch, payload
 
 ENDS = {4: ("198.51.100.7", "192.0.2.9"), 6: ("2001:db8::7", "2001:db8:1::9")}
 LENGTHS = (0, 1, 2, 3, 14, 31, 32, 33, 59, 60, 61, 64, 127, 1513, 1514)
@@ -62,19 +61,8 @@ def opened(tools: list[Tool], surroundings: Surroundings) -> Encapsulate:
     stage = Encapsulate()
     stage.open(surroundings.context)
     stage.load(generation(*tools))
-    if PLAIN:  # exactly what the stage may touch, and no byte more
-        for array in (surroundings.counters, surroundings.tickets, surroundings.sequences, stage._numbers, stage._templates):
-            memory.allow(int(array.ctypes.data), array.nbytes)
+    allow_encapsulate(stage, surroundings)
     return stage
-
-
-def allow_batch(batch: Batch) -> None:
-    if PLAIN:
-        memory.allow(batch.block_at, layout.BLOCK.itemsize)
-        for array in (batch.packets, batch.verdicts, batch.frames):
-            memory.allow(int(array.ctypes.data), array.nbytes)
-        for array in (batch.headers, batch.data):
-            memory.allow(int(array.ctypes.data), array.nbytes + layout.SLACK)
 
 
 def test_every_combination_of_tunnel_options_and_odd_lengths_is_what_the_rfcs_say() -> None:

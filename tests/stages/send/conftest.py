@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stages import memory
 from tests.stages import delivery
 
 
@@ -16,6 +17,7 @@ def _close_senders() -> Iterator[None]:
     yield
     while delivery.senders:
         delivery.senders.pop().stage.close()
+    memory.forbid_all()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +18,8 @@ import pytest
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
+from stages.jit import PLAIN
 from stages.send import egress, sockets
-from stages.send.stage import Send
 from tests import packets as by_hand
 from tests.stages.delivery import (
     Sender,
@@ -26,7 +28,6 @@ from tests.stages.delivery import (
     file_tool,
     fill,
     frames,
-    generation,
     gre_tool,
     new_batch,
     payload,
@@ -371,13 +372,9 @@ def test_rows_that_point_outside_the_block_are_counted_and_not_followed(column: 
     tool = file_tool(0, tmp_path / "out.pcap")
     batch = block([tool], [payload(60)] * 4)
     batch.frames[column][1] = value
-    surroundings = Surroundings()
-    stage = Send()
-    stage.open(surroundings.context)
-    stage.load(generation(tool))
-    assert stage.step(batch) == 4
-    assert surroundings.count("send", "delivered_frames", 0) == 3
-    assert surroundings.drops("send", 0) == {"damaged_frame": 1}
+    sender = Sender(tool)
+    sender.step(batch, check=False)
+    assert (sender.delivered(), sender.drops()) == (3, {"damaged_frame": 1})
 
 
 @pytest.mark.parametrize("n_frames", [-1, 1 << 40])
@@ -385,9 +382,15 @@ def test_a_number_of_frames_that_cannot_be_is_not_believed(n_frames: int, tmp_pa
     tool = file_tool(0, tmp_path / "out.pcap")
     batch = block([tool], [payload(60)])
     batch.block["n_frames"] = n_frames
-    surroundings = Surroundings()
-    stage = Send()
-    stage.open(surroundings.context)
-    stage.load(generation(tool))
-    assert stage.step(batch) == 1
-    assert surroundings.count("send", "delivered_frames", 0) <= batch.max_frames
+    sender = Sender(tool)
+    sender.step(batch, check=False)
+    assert sender.delivered() <= batch.max_frames
+
+
+@pytest.mark.skipif(PLAIN, reason="this is the plain run")
+def test_plain_python_does_the_same_and_stays_within_bounds() -> None:
+    """These tests and those of the files once more, uncompiled: each access must lie in memory that the stage may touch."""
+    directory = Path(__file__).parent
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{directory}/test_sockets.py", f"{directory}/test_files.py"]
+    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
