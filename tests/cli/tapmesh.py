@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -182,6 +183,7 @@ class Feed:
     def write(self, data: bytes) -> None:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR)  # so that opening waits for nobody
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, 1 << 20)  # and writing neither
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -1,0 +1,146 @@
+"""What people and programs are shown of a running pipeline: status, top, /metrics, and a ledger that was broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import termios
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.core.metrics import index
+from tests.cli.tapmesh import Broker, Feed, numbered, replaying, running, tapmesh, write_config
+from tests.packets import pcap
+from tests.waiting import until
+
+N = 500
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    made = Feed(tmp_path / "feed")
+    yield made
+    made.end()
+
+
+def delivered(broker: Broker) -> int:
+    lane = broker.pipeline().lanes[0]
+    row = lane.geometry.row("send", 0)
+    return int(lane.committed[row, int(lane.workers[row]["cursor"]) & 1, index("send", "delivered_frames")])
+
+
+def break_ledger(broker: Broker, by: int = 3) -> None:
+    """Change what send has committed. It is idle: it will not write it again."""
+    lane = broker.pipeline().lanes[0]
+    lane.committed[lane.geometry.row("send", 0), :, index("send", "delivered_frames")] += by
+
+
+def test_status_top_and_metrics_say_what_is_and_that_the_ledger_was_broken(tmp_path: Path, feed: Feed):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = write_config(tmp_path / "c.yaml", feed.path, to=tmp_path / "out.pcap", more=f"http: 127.0.0.1:{port}\n")
+
+    def page(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
+    def gauge(name: str) -> float:
+        return next(s.value for f in text_string_to_metric_families(page("/metrics")) for s in f.samples if s.name == name)
+
+    feed.write(pcap(numbered(N)))
+    with running(config, tmp_path) as broker:
+        broker.wait_up()
+        until(lambda: delivered(broker) == N, "everything to be delivered")
+        assert page("/healthz") == page("/readyz") == "ok\n"
+        assert gauge("tapmesh_ledger_balanced") == 1
+        assert gauge("tapmesh_send_delivered_frames_total") == N
+
+        status = tapmesh("status", "--name", broker.name)
+        assert status.returncode == 0, status.stdout
+        for expected in ("capture[0.0]", "running", f"{N} packets", "recorder", "= received: balanced"):
+            assert expected in status.stdout
+        found = json.loads(tapmesh("status", "--name", broker.name, "--json").stdout)
+        assert found["healthy"]
+        assert found["ledger"]["tools"]["recorder"]["delivered_frames"] == N
+        assert [w["pid"] for w in found["workers"]] == list(broker.pids().values())
+
+        top = tapmesh("top", "--name", broker.name, "--once", "--interval", 0.2)
+        assert top.returncode == 0
+        assert "balanced" in top.stdout.splitlines()[0]
+        assert "frames/s" in top.stdout
+        assert_top_in_a_terminal(broker.name)
+
+        break_ledger(broker)
+        words = "tool recorder: 3 frames too many between wanted and delivered or dropped"
+        status = tapmesh("status", "--name", broker.name)
+        assert status.returncode == 1
+        assert words in status.stdout
+        assert "NOT BALANCED" in status.stdout
+        assert "NOT BALANCED" in tapmesh("top", "--name", broker.name, "--once", "--interval", 0.1).stdout
+        assert gauge("tapmesh_ledger_balanced") == 0
+        assert gauge("tapmesh_ledger_tool_off_by") == -3
+        feed.end()
+        assert broker.process.wait(60) == 1
+        assert broker.ledger()["faults"] == [words]
+
+
+def assert_top_in_a_terminal(name: str) -> None:
+    """Live until `q`; then the terminal is as it was."""
+    main, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    before = termios.tcgetattr(terminal)
+    command = [sys.executable, "-I", "-m", "broker.cli.main", "top", "--name", name, "--interval", "0.1"]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
+    shown = b""
+    while shown.count(b"tapmesh top - ") < 3:  # three frames
+        shown += os.read(main, 65536)
+    assert shown.startswith(b"\x1b[?1049h")
+    os.write(main, b"q")
+    while not shown.endswith(b"\x1b[?1049l"):
+        shown += os.read(main, 65536)
+    assert process.wait(30) == 0
+    assert termios.tcgetattr(terminal) == before
+    os.close(main)
+    os.close(terminal)
+
+
+def test_a_replay_whose_ledger_was_broken_ends_with_status_1(tmp_path: Path, feed: Feed):
+    config = write_config(tmp_path / "c.yaml", feed.path, to=tmp_path / "x.pcap")
+    feed.write(pcap(numbered(N)))
+    with replaying([feed.path, "--config", config, "--out", tmp_path / "out"], tmp_path) as broker:
+        broker.wait_up()
+        until(lambda: delivered(broker) == N, "everything to be delivered")
+        break_ledger(broker, -1)
+        feed.end()
+        assert broker.process.wait(60) == 1
+        assert "tool recorder: 1 frames missing between wanted and delivered or dropped" in broker.stderr
+    assert not json.loads((tmp_path / "out" / "ledger.json").read_text())["balanced"]
+
+
+@pytest.mark.parametrize("command", ["status", "top"])
+def test_a_pipeline_that_does_not_run_is_told(command: str):
+    done = tapmesh(command, "--name", "nobody")
+    assert done.returncode == 1
+    assert "no pipeline 'nobody' is running" in done.stderr
+
+
+def test_check_prints_what_the_file_means_or_all_its_mistakes(tmp_path: Path):
+    config = write_config(tmp_path / "c.yaml", tmp_path / "in.pcap", to=tmp_path / "out.pcap")
+    done = tapmesh("check", config)
+    assert (done.returncode, done.stderr) == (0, f"{config}: ok\n")
+    again = tmp_path / "again.yaml"
+    again.write_text(done.stdout)
+    assert tapmesh("check", again).stdout == done.stdout  # what it prints means itself
+    write_config(config, tmp_path / "in.pcap", to=tmp_path / "out.pcap", expression="port -1", more="http: here\n")
+    done = tapmesh("check", config)
+    assert done.returncode == 1
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == ["8", "11"]

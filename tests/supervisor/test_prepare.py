@@ -1,0 +1,138 @@
+"""The lock of a name, the room in shared memory, what is held of processes, and what health says of interfaces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from broker.core.errors import TapmeshError
+from broker.core.model import Config, Input
+from broker.core.shm import pipeline_directory
+from broker.supervisor import prepare
+from broker.supervisor.health import interface_troubles
+from broker.supervisor.lock import AlreadyRunningError, hold, lock_path
+from broker.supervisor.processes import Process, attach, belongs, find
+from tests.waiting import until
+
+HOLDER = """
+import sys
+from broker.supervisor.lock import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_name_is_held_by_one_process_and_free_after_kill_9(name: str):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(AlreadyRunningError, match=rf"running already \(pid {holder.pid}\)"), hold(name):
+        pass
+    holder.kill()
+    holder.communicate()
+    assert lock_path(name).exists()
+    with hold(name):
+        assert lock_path(name).read_text() == f"{os.getpid()}\n"
+    assert not lock_path(name).exists()
+
+
+def test_the_lock_is_another_file_when_its_holder_has_removed_it_meanwhile(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Opened just before the holder unlinked it: locking that would lock nothing."""
+    real, opened = os.open, []
+
+    def open_and_lose(path, *args, **kwargs):
+        fd = real(path, *args, **kwargs)
+        if not opened:
+            os.unlink(path)
+        opened.append(fd)
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    with hold(name):
+        assert len(opened) == 2
+        assert lock_path(name).stat().st_ino == os.fstat(opened[1]).st_ino
+
+
+def test_too_little_shared_memory_is_told_with_what_to_do(shm: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=16, f_frsize=1024 * 1024))
+    config = Config("n", (), (), ())
+    prepare.check_room(shm, 8 * 1024 * 1024, 1, config)
+    with pytest.raises(TapmeshError) as told:
+        prepare.check_room(shm, 9 * 1024 * 1024, 2, config)
+    assert str(told.value).startswith(
+        f"{shm} has 16 MiB free, the pipeline needs 17 MiB (2 lanes of {config.ring.blocks} blocks, and room for policies)"
+    )
+    assert f"mount -o remount,size=SIZE {shm}" in str(told.value)
+
+
+def test_a_missing_root_of_shared_memory_is_told(tmp_path: Path):
+    with pytest.raises(TapmeshError, match="TAPMESH_SHM"):
+        prepare.check_room(tmp_path / "missing", 1, 1, Config("n", (), (), ()))
+
+
+@pytest.fixture
+def impostor(name: str):
+    """A process whose command line is that of a worker of the pipeline."""
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", code, "stages", "filter", "--pipeline", name]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_processes_of_a_pipeline_are_known_by_their_command_line(name: str, impostor):
+    assert find(name) == {impostor.pid: "filter"}
+    assert find(f"{name}0") == {}
+    assert not belongs(os.getpid(), name)
+    assert attach(os.getpid(), name) is None
+    assert attach(0, name) is None
+    held = attach(impostor.pid, name)
+    assert held is not None
+    assert held.alive()
+    impostor.kill()
+    assert held.wait(10)
+    impostor.wait()
+    held.send(9)  # reaped: hits nobody
+    assert not held.alive()
+    assert Process(impostor.pid).alive() is False
+    held.close()
+
+
+def test_clear_ends_the_processes_and_removes_the_memory(name: str, impostor):
+    pipeline_directory(name).mkdir()
+    prepare.clear(name)
+    assert impostor.wait(10) == -9
+    assert not pipeline_directory(name).exists()
+
+
+def test_sweep_takes_only_what_belongs_to_dead_processes(shm: Path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    until(lambda: not Path(f"/proc/{dead.pid}").exists(), "the process to be gone")
+    for name in (f"replay-{dead.pid}", f"replay-{os.getpid()}", "replay-of-mine", "other"):
+        pipeline_directory(name).mkdir()
+    prepare.sweep("replay-")
+    assert sorted(p.name for p in shm.iterdir()) == sorted([f"tapmesh-replay-{os.getpid()}", "tapmesh-replay-of-mine", "tapmesh-other"])
+
+
+def test_health_names_interfaces_that_cannot_receive(tmp_path: Path):
+    for name, flags, carrier in (("up0", "0x1003", "1"), ("down0", "0x1002", "0"), ("nolink0", "0x1003", "0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags").write_text(flags + "\n")
+        (tmp_path / name / "carrier").write_text(carrier + "\n")
+    inputs = [Input(name, "afpacket", interface=name) for name in ("up0", "down0", "nolink0", "gone0")] + [Input("file", "pcap")]
+    assert interface_troubles(Config("n", tuple(inputs), (), ()), tmp_path) == [
+        "input down0: interface down0 is down",
+        "input nolink0: interface nolink0 has no link",
+        "input gone0: there is no interface gone0",
+    ]
