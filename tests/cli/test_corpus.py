@@ -16,7 +16,9 @@ import pytest
 
 from tests.cli.tapmesh import tapmesh
 from tests.corpus import Capture, captures, needs_corpus, sample
+from tests.libpcap import Filter, needs_libpcap
 from tests.stages.capture.libpcap import ETHERNET, Record, read
+from tests.stages.filter.expressions import EXPRESSIONS
 
 FILES_A_RUN = 60
 PACKETS_A_RUN = 20_000  # what tshark can be asked to dissect in a minute
@@ -31,7 +33,8 @@ maps:
 """
 OUTER_BYTES = {"over4": 20 + 16, "over6": 40 + 4}
 LONGEST_IP = 65_535
-PCAP_TIME_ENDS_NS = 2**32 * 10**9  # pcapng goes further than the 32 bits of seconds that a pcap file has (one capture is of 2106)
+PCAP_TIME_ENDS_NS = 2**32 * 10**9  # pcapng goes further than the 32 bits of seconds that a pcap file has
+INT64_MAX = 2**63 - 1  # the latest time that we know, in 2262
 
 pytestmark = needs_corpus
 
@@ -83,7 +86,7 @@ def check(paths: list[Path], records: list[Record], directory: Path) -> None:
     assert result.returncode == 0, (result.stderr, paths)
     bare = read(out / "all.pcap")
     assert not bare.error
-    assert bare.records == [replace(record, ts_ns=record.ts_ns % PCAP_TIME_ENDS_NS) for record in records]
+    assert bare.records == [replace(record, ts_ns=min(record.ts_ns, INT64_MAX) % PCAP_TIME_ENDS_NS) for record in records]
     for tool, outer in OUTER_BYTES.items():
         whole = [record.data for record in records if len(record.data) + outer <= LONGEST_IP + (40 if tool == "over6" else 0)]
         assert taken_off_by_tshark(out / f"{tool}.pcap") == whole
@@ -106,6 +109,29 @@ def test_all_of_it_comes_back_byte_for_byte_bare_and_out_of_gre(tmp_path: Path) 
         check(paths, records, directory)
         n_files += len(paths)
     assert n_files > 2000
+
+
+@needs_libpcap
+def test_sixty_expressions_select_what_libpcap_selects(tmp_path: Path) -> None:
+    """One run with a map and a file for each expression, over a sample of the corpus."""
+    paths, records = next(runs(sample(4)))
+    expressions = EXPRESSIONS[::2][:60]
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    lines = ["inputs: {span: {kind: pcap, file: /dev/null}}", "tools:"]
+    lines += [f"  t{i}: {{kind: pcap, file: t{i}.pcap}}" for i in range(len(expressions))]
+    lines.append("maps:")
+    for i, text in enumerate(expressions):
+        lines += [f"  - name: m{i}", "    undetermined: libpcap", f"    to: [t{i}]", f"    rules: [pass: '{text}']"]
+    config.write_text("\n".join(lines))
+    result = tapmesh("replay", *paths, "--config", config, "--out", out)
+    assert result.returncode == 0, result.stderr
+    n_selected = 0
+    for i, text in enumerate(expressions):
+        matches = Filter(text)
+        expected = [record.data for record in records if matches(record.data, record.wirelen)]
+        assert [record.data for record in read(out / f"t{i}.pcap").records] == expected, text
+        n_selected += bool(expected)
+    assert n_selected > 40
 
 
 OTHER_LINKS = [c for c in sample(3, ethernet=False) if c.linktypes and "EN10MB" not in c.linktypes]

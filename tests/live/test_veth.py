@@ -114,7 +114,10 @@ class Receiver:
 def tcpdump(host: Namespace, interface: str, path: Path) -> Iterator[None]:
     with host.inside():
         process = subprocess.Popen(
-            ["tcpdump", "-U", "-Z", "root", "-i", interface, "-w", str(path)], stderr=subprocess.PIPE, text=True, bufsize=1
+            ["tcpdump", "-U", "--immediate-mode", "-B", "65536", "-s", "2048", "-Z", "root", "-i", interface, "-w", str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
     assert process.stderr is not None
     for line in process.stderr:
@@ -183,6 +186,7 @@ def test_exactly_what_should_arrive_arrives_in_order(wires: Wires, tmp_path: Pat
             return [len(r.frames) for r in receivers] == [len(expected_web), len(expected_web), len(expected_database)]
 
         until(all_there, "all frames at the receivers", 20)
+        until(lambda: len(inner_frames(dump)) >= len(expected_web), "all frames in tcpdump's file", 20)
         assert broker.stop() == 0
         ledger = broker.ledger()
         assert all_there()
