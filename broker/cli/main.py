@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TapmeshError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # before the pipeline, or in a view of it: there is nothing to close
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.core import layout
-from broker.core.layout import STAGES
+from broker.core.layout import STAGES, Geometry
 from broker.core.shm import Pipeline
 from broker.supervisor import plan
 from broker.supervisor.plan import Action, Book, Kill, Seen, Start, Stop, WorkerId
@@ -66,6 +66,7 @@ class Crew:
         for w, member in self._members.items():
             pid = int(self._rows[w]["pid"])
             if member.process is not None and (member.process.pid != pid or not member.process.alive()):
+                self.log.info("worker_gone", worker=str(w), pid=member.process.pid)
                 self._forget(member)
             if member.process is None and pid and (process := attach(pid, self.pipeline.name)):
                 member.process, member.started_ns, member.book = process, time.monotonic_ns(), Book(was_up=True)
@@ -79,19 +80,24 @@ class Crew:
 
     def seen(self) -> dict[WorkerId, Seen]:
         """The present state of all, in the order of starting."""
+        # States before cursors: a source that was finished then has all of its blocks below the cursor read now.
+        found = {w: self._seen_of(w, member) for w, member in self._members.items()}
         cursors = [[int(c) for c in lane.workers["cursor"]] for lane in self.pipeline.lanes]
-        found = {}
-        for w, member in self._members.items():
-            lag = behind(self.pipeline.lanes[w.lane].geometry, cursors[w.lane], w.kind, w.worker)
-            row = self._rows[w]
-            if member.process is None:
-                found[w] = Seen(behind=lag)
-                continue
-            mine = int(row["pid"]) == member.process.pid
-            state = int(row["state"]) if mine and 0 <= int(row["state"]) < len(layout.STATE_NAMES) else layout.STATE_NEW
-            beat_ns = max(member.started_ns, int(row["heartbeat_ns"])) if mine else member.started_ns
-            found[w] = Seen(member.process.pid, state, beat_ns, lag)
-        return found
+        return {w: replace(s, behind=behind(self._geometry(w), cursors[w.lane], w.kind, w.worker)) for w, s in found.items()}
+
+    def _geometry(self, w: WorkerId) -> Geometry:
+        return self.pipeline.lanes[w.lane].geometry
+
+    def _seen_of(self, w: WorkerId, member: _Member) -> Seen:
+        if member.process is None:
+            return Seen()
+        row = self._rows[w]
+        if int(row["pid"]) != member.process.pid:
+            return Seen(member.process.pid, layout.STATE_NEW, member.started_ns)
+        state = int(row["state"])
+        known = 0 <= state < len(layout.STATE_NAMES)
+        beat_ns = max(member.started_ns, int(row["heartbeat_ns"]))
+        return Seen(member.process.pid, state if known else layout.STATE_NEW, beat_ns)
 
     def books(self) -> dict[WorkerId, Book]:
         return {w: m.book for w, m in self._members.items()}
@@ -110,8 +116,10 @@ class Crew:
         return seen
 
     def told_exit(self, event: dict[str, Any]) -> None:
-        """The host says that a worker has ended."""
-        self._early[int(event["pid"])] = int(event["status"])
+        """The host says that a worker has ended. What it says of one that has been noted already comes too late."""
+        pid = int(event["pid"])
+        if any(m.process is not None and m.process.pid == pid for m in self._members.values()):
+            self._early[pid] = int(event["status"])
 
     def _notice_ends(self, now_ns: int) -> None:
         for w, member in self._members.items():
@@ -155,6 +163,7 @@ class Crew:
             match action:
                 case Start(w):
                     again = member.book.failures > 0
+                    member.book = replace(member.book, asked_to_stop=False, stopped=False)
                     # Held before its row is looked at: what the one before has left there does not count for it.
                     process = Process(launch(w))
                     member.process, member.started_ns, member.ended_ns = process, time.monotonic_ns(), 0

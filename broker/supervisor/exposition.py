@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from broker.core import layout
 from broker.core.metrics import COUNTERS, WIDTH, Counter, index
 from broker.supervisor.ledger import Ledger
+from broker.supervisor.plan import HEARTBEAT_NS, UP
 from broker.supervisor.snapshot import Snapshot, WorkerSnapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,8 +63,8 @@ def _labels_of(worker: WorkerSnapshot) -> dict[str, str]:
 
 def _workers(snapshot: Snapshot) -> Iterator[str]:
     workers = [w for lane in snapshot.lanes for w in lane.workers]
-    up = (layout.STATE_RUNNING, layout.STATE_FINISHED, layout.STATE_DRAINING)
-    yield from _gauge("tapmesh_worker_up", "1: the worker says that it works", [(_labels_of(w), int(w.state in up)) for w in workers])
+    up = [(_labels_of(w), int(w.state in UP and snapshot.taken_ns - w.heartbeat_ns < HEARTBEAT_NS)) for w in workers]
+    yield from _gauge("tapmesh_worker_up", "1: the worker works, by what it has said lately", up)
     yield from _gauge("tapmesh_worker_starts", "times the worker has been started", [(_labels_of(w), w.epoch) for w in workers])
     yield from _gauge("tapmesh_worker_generation", "configuration that the worker holds", [(_labels_of(w), w.generation) for w in workers])
     silent = [(_labels_of(w), max(0, snapshot.taken_ns - w.heartbeat_ns) if w.heartbeat_ns else 0) for w in workers]

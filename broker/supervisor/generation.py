@@ -16,6 +16,7 @@ import msgpack
 
 from broker.config.diff import diff
 from broker.config.slots import Slots, assign_slots, remember
+from broker.core.errors import TapmeshError
 from broker.core.generations import remove_generations_before, write_generation
 from broker.core.model import Config
 from broker.core.shm import Pipeline
@@ -66,14 +67,17 @@ class InForce:
         self.slots = remember(config, read_slots(self.pipeline.directory))
 
     def put(self, config: Config) -> None:
-        """Compile, write and switch. ConfigErrors (an expression) or OSError (no room), and then nothing has changed."""
+        """Compile, write and switch. ConfigErrors (an expression) or TapmeshError (no room), and then nothing has changed."""
         config = assign_slots(config, self.config, self.slots)
         image = self.compile_policy(config)
         number = self.number + 1
         directory = self.pipeline.directory
         slots = remember(config, self.slots)
-        write_generation(directory, number, config, image)
-        write_slots(directory, slots)
+        try:
+            write_generation(directory, number, config, image)
+            write_slots(directory, slots)
+        except OSError as error:
+            raise TapmeshError(f"{directory}: generation {number} cannot be written: {error.strerror}") from None
         self.config, self.slots = config, slots
         self.pipeline.header[0]["generation"] = number
         self.log.info("generation_put", generation=number, policy_bytes=len(image))

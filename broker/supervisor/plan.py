@@ -6,6 +6,7 @@
 | run | there, its heartbeat older than its patience | Kill (kill -9), then Start after the back-off |
 | run | gone with exit 78 | nothing: it would fail again; reported, never healthy |
 | drain | there, all upstream of it done | Stop (SIGTERM), once |
+| drain | there, every source finished or gone and nobody behind | Stop too: no order is needed where nothing is left |
 | drain | gone with work left, its back-off over | Start, then Stop |
 | drain | gone and nothing left for it | done |
 
@@ -180,6 +181,8 @@ def done(worker: WorkerId, seen: Seen, book: Book) -> bool:
 
 def _drain(now_ns: int, seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, Book]) -> list[Action]:
     actions: list[Action] = []
+    if quiet(seen):
+        return [Stop(w) for w, s in seen.items() if s.up and not books[w].asked_to_stop]
     turn = next((kind for kind in STAGES if any(w.kind == kind and not done(w, seen[w], books[w]) for w in seen)), None)
     if turn is None:
         return actions
@@ -191,10 +194,21 @@ def _drain(now_ns: int, seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, 
         elif w.kind == turn:
             if not done(w, s, books[w]) and now_ns >= books[w].not_before_ns:
                 actions.append(Start(w))
-        elif w.kind in downstream(turn) and books[w].was_up and not (s.pid or books[w].given_up) and now_ns >= books[w].not_before_ns:
+        elif w.kind in downstream(turn) and _missing(s, books[w]) and now_ns >= books[w].not_before_ns:
             # Those whose turn it is may be waiting for the free blocks that only this one makes.
             actions.append(Start(w))
     return actions
+
+
+def _missing(seen: Seen, book: Book) -> bool:
+    """It has been there, and nobody sent it away."""
+    return book.was_up and not (seen.pid or book.given_up or book.stopped)
+
+
+def quiet(seen: Mapping[WorkerId, Seen]) -> bool:
+    """Nothing will come and nothing is left: every capture has finished or is gone, and no block waits for anybody."""
+    ended = all(not s.pid or s.state in (layout.STATE_FINISHED, layout.STATE_STOPPED) for w, s in seen.items() if w.kind == "capture")
+    return ended and not any(s.behind for s in seen.values())
 
 
 def drained(seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, Book]) -> bool:

@@ -102,7 +102,7 @@ class Session:
         self._forget_ns = 0
 
     def begin(self, config: Config) -> None:
-        """First generation into fresh memory, while the host is starting. ConfigErrors or OSError: call `end` then."""
+        """First generation into fresh memory, while the host is starting. TapmeshError: call `end` then."""
         if not self.options.external_stages:
             self.host.start()
         self.force.put(config)
@@ -235,7 +235,7 @@ class Session:
         except ConfigErrors as errors:
             for place, part, text in errors.errors:
                 self.log.error("reload_refused", where=str(place) if place else "", part=part, reason=text)
-        except (TapmeshError, OSError) as error:
+        except TapmeshError as error:
             self.log.error("reload_refused", where="", part="", reason=str(error))
 
     def switch(self, config: Config) -> None:

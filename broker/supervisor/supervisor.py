@@ -48,6 +48,7 @@ EVENTS = {
     "worker_died": "a worker ended without being asked; it is started again after the back-off",
     "worker_drained": "a worker has finished what was ready and ended",
     "worker_given_up": "a worker cannot work as it is configured and is not started again",
+    "worker_gone": "a worker that others start and stop has ended",
     "worker_killed": "a worker had no heartbeat and was killed",
     "worker_not_started": "the stage host did not start a worker",
     "worker_up": "a worker is ready for blocks",

@@ -60,6 +60,7 @@ def test_status_top_and_metrics_say_what_is_and_that_the_ledger_was_broken(tmp_p
     with running(config, tmp_path) as broker:
         broker.wait_up()
         until(lambda: delivered(broker) == N, "everything to be delivered")
+        until(lambda: broker.events("pipeline_up"), "the supervisor to have seen all of them")
         assert page("/healthz") == page("/readyz") == "ok\n"
         assert gauge("tapmesh_ledger_balanced") == 1
         assert gauge("tapmesh_send_delivered_frames_total") == N

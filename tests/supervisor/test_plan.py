@@ -32,6 +32,11 @@ def decide(workers: dict[WorkerId, tuple[Seen, Book]], phase: Phase = Phase.RUN,
     return plan.decide(phase, NOW, watching_since_ns, seen, books)
 
 
+def all_busy() -> dict[WorkerId, tuple[Seen, Book]]:
+    """Up, and each with a block to do but for capture."""
+    return {w: (running(behind=w.kind != "capture"), UP) for w in (S, E, F, C)}
+
+
 def all_up() -> dict[WorkerId, tuple[Seen, Book]]:
     return {w: (running(), UP) for w in (S, E, F, C)}
 
@@ -149,7 +154,7 @@ def test_a_worker_given_up_is_left_alone_and_told():
 
 
 def test_drain_stops_one_stage_after_the_other_upstream_first():
-    workers = all_up()
+    workers = all_busy()
     stopped = Book(was_up=True, asked_to_stop=True, stopped=True)
     order = []
     for expected in (C, F, E, S):
@@ -165,8 +170,17 @@ def test_drain_stops_one_stage_after_the_other_upstream_first():
 def test_drain_brings_a_worker_back_that_died_with_work_left():
     dead = Book(was_up=True, failures=1)
     gone = {C: (Seen(), Book(stopped=True))}
-    assert decide(all_up() | gone | {F: (Seen(behind=True), dead)}, Phase.DRAIN) == [Start(F)]
-    assert decide(all_up() | gone | {F: (Seen(behind=False), dead)}, Phase.DRAIN) == [Stop(E)]
+    assert decide(all_busy() | gone | {F: (Seen(behind=True), dead)}, Phase.DRAIN) == [Start(F)]
+    assert decide(all_busy() | gone | {F: (Seen(behind=False), dead)}, Phase.DRAIN) == [Stop(E)]
+
+
+@pytest.mark.parametrize("capture", [running(state=STATE_FINISHED), running(state=STATE_STOPPED), Seen()])
+def test_drain_stops_all_at_once_when_nothing_will_come_and_nothing_is_left(capture: Seen):
+    expected = {Stop(S), Stop(E), Stop(F)} | ({Stop(C)} if capture.up else set())
+    assert set(decide(all_up() | {C: (capture, UP)}, Phase.DRAIN)) == expected
+    assert decide(all_up(), Phase.DRAIN) == [Stop(C)]  # while capture runs something may come
+    still_there = {C: (capture, UP), E: (running(behind=True), UP)}
+    assert Stop(S) not in decide(all_up() | still_there, Phase.DRAIN)
 
 
 def test_drain_keeps_the_stages_below_alive_for_those_that_wait_for_free_blocks():
@@ -174,9 +188,16 @@ def test_drain_keeps_the_stages_below_alive_for_those_that_wait_for_free_blocks(
     assert set(decide(workers, Phase.DRAIN)) == {Stop(C), Start(S)}
 
 
+def test_drain_does_not_bring_back_what_it_has_stopped():
+    """As when all were asked at once, and those downstream were the first to go."""
+    asked, stopped = Book(was_up=True, asked_to_stop=True), Book(was_up=True, asked_to_stop=True, stopped=True)
+    workers = {S: (Seen(), stopped), E: (Seen(), stopped), F: (running(state=STATE_DRAINING), asked), C: (running(), asked)}
+    assert decide(workers, Phase.DRAIN) == []
+
+
 def test_drain_does_not_bring_back_a_capture_or_one_given_up():
     workers = all_up() | {C: (Seen(), Book(was_up=True, failures=1)), F: (Seen(behind=True), Book(given_up="78"))}
-    assert decide(workers, Phase.DRAIN) == [Stop(E)]
+    assert decide(workers | {E: (running(behind=True), UP)}, Phase.DRAIN) == [Stop(E)]
 
 
 def test_drain_asks_a_worker_that_is_coming_up_only_when_it_is_up():
