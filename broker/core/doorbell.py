@@ -7,6 +7,8 @@ that uses it, after the fork: a ZeroMQ context has threads.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from pathlib import Path
 
 import zmq
@@ -36,6 +38,14 @@ class Doorbell:
         self._poller = zmq.Poller()
         self._poller.register(self._bell, zmq.POLLIN)
         self._watched = -1
+        self._signalled, self._signal = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poller.register(self._signalled, zmq.POLLIN)
+        self._takes_signals = False
+
+    def wake_on_signals(self) -> None:
+        """From here on a signal ends a `wait`: a poll that is interrupted would be taken up again for the rest of its time."""
+        signal.set_wakeup_fd(self._signal, warn_on_full_buffer=False)
+        self._takes_signals = True
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
@@ -67,6 +77,13 @@ class Doorbell:
             if socket is self._bell:
                 with contextlib.suppress(zmq.Again):
                     self._bell.recv(zmq.NOBLOCK)
+            elif socket == self._signalled:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._signalled, 64)
 
     def close(self) -> None:
         self._context.destroy(linger=0)
+        if self._takes_signals:
+            signal.set_wakeup_fd(-1)
+        os.close(self._signalled)
+        os.close(self._signal)

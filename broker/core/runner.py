@@ -68,6 +68,7 @@ class Runner:
         row["heartbeat_ns"] = time.monotonic_ns()
         self.ring.unpark()  # the one before me may have died in its sleep
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
+        self.bell.wake_on_signals()
         first = self._generation_wanted() if self.kind == "capture" or not self.ring.ready() else self._generation_stamped()
         generation = read_generation(directory, first)
         self.stage.open(self._context())

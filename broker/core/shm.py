@@ -154,7 +154,7 @@ def bytes_needed(geometries: Sequence[Geometry]) -> int:
 
 
 def create_pipeline(name: str, geometries: Sequence[Geometry]) -> Pipeline:
-    """Make the directory and its files, one lane for each geometry, all counters zero. `control` appears last, whole: who sees it may attach."""
+    """Make the directory and its files, a lane for each geometry, counters zero. `control` appears last, whole: who sees it may attach."""
     directory = pipeline_directory(name)
     try:
         directory.mkdir(mode=0o700)

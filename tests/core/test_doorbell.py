@@ -81,6 +81,21 @@ def test_a_descriptor_wakes_too(tmp_path: Path) -> None:
     bell.close()
 
 
+def test_a_signal_ends_the_sleep(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, time; from pathlib import Path; from broker.core.doorbell import Doorbell\n"
+        "bell = Doorbell(Path(sys.argv[1]), 0, 'filter', 0); bell.wake_on_signals()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "print('up', flush=True); before = time.monotonic(); bell.wait(60_000); print(time.monotonic() - before)\n"
+    )
+    other = start(program, tmp_path)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "up\n"
+    other.send_signal(signal.SIGTERM)
+    slept_s, _ = other.communicate(timeout=30)
+    assert float(slept_s) < 15
+
+
 def test_a_path_too_long_for_a_socket_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="longer than 107 characters"):
         Doorbell(tmp_path / ("x" * 100), 0, "capture", 0)
