@@ -154,7 +154,7 @@ def _libpcap_ns(texts: Sequence[str], packets: Sequence[bytes], seconds: float) 
     lengths = np.array([len(packet) for packet in packets])
     addresses = int(data.ctypes.data) + np.cumsum(lengths) - lengths
     run(addresses[:1], lengths[:1])
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         spent = 0
