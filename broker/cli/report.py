@@ -88,22 +88,15 @@ def _tool_drops(dropped: dict[str, int], repeated: int) -> str:
 
 def ledger_table(ledger: Ledger) -> str:
     """Fates of the packets received, and their sum, which must be what was received."""
-    received = sum(lane.received_packets for lane in ledger.lanes)
-    dropped: dict[str, int] = {}
-    for lane in ledger.lanes:
-        for reason, n in lane.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + n
+    totals = ledger.totals
     inputs = ", ".join(f"{i.input} {i.received_packets:,}" for i in ledger.inputs)
-    forwarded = sum(lane.forwarded_packets for lane in ledger.lanes)
-    filtered = sum(lane.filtered_packets for lane in ledger.lanes)
-    in_flight = sum(lane.in_flight_packets for lane in ledger.lanes)
     lines = [
-        ("received", received, inputs if len(ledger.inputs) > 1 else ""),
-        ("forwarded", forwarded, "to at least one tool"),
-        ("filtered", filtered, "wanted by no map"),
-        *((f"dropped: {reason}", n, "") for reason, n in dropped.items() if n),
-        ("in flight", in_flight, "captured, not yet judged"),
-        ("sum", forwarded + filtered + sum(dropped.values()) + in_flight, verdict(ledger)),
+        ("received", totals.received, inputs if len(ledger.inputs) > 1 else ""),
+        ("forwarded", totals.forwarded, "to at least one tool"),
+        ("filtered", totals.filtered, "wanted by no map"),
+        *((f"dropped: {reason}", n, "") for reason, n in totals.dropped.items() if n),
+        ("in flight", totals.in_flight, "captured, not yet judged"),
+        ("sum", totals.accounted, verdict(ledger)),
     ]
     columns = [Column("ledger", right=False), Column("packets"), Column("", right=False)]
     return render(columns, [[name, count(n), text] for name, n, text in lines])

@@ -17,7 +17,7 @@ What each line is off by is told, never evened out. Drop reasons are the rows of
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,22 @@ class ToolLedger:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """All lanes together, in packets. Their fates add up to what was received when the ledger closes."""
+
+    received: int
+    forwarded: int
+    collected: int  # part of forwarded
+    filtered: int
+    dropped: dict[str, int]  # reason -> packets, at the door and in the filter
+    in_flight: int
+
+    @property
+    def accounted(self) -> int:
+        return self.forwarded + self.filtered + sum(self.dropped.values()) + self.in_flight
+
+
+@dataclass(frozen=True)
 class Ledger:
     lanes: tuple[LaneLedger, ...]
     inputs: tuple[InputLedger, ...]
@@ -87,6 +103,21 @@ class Ledger:
     @property
     def balanced(self) -> bool:
         return not self.faults()
+
+    @property
+    def totals(self) -> Totals:
+        dropped: dict[str, int] = {}
+        for lane in self.lanes:
+            for reason, n in lane.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + n
+        return Totals(
+            sum(lane.received_packets for lane in self.lanes),
+            sum(lane.forwarded_packets for lane in self.lanes),
+            sum(lane.collected_packets for lane in self.lanes),
+            sum(lane.filtered_packets for lane in self.lanes),
+            dropped,
+            sum(lane.in_flight_packets for lane in self.lanes),
+        )
 
     @property
     def in_flight(self) -> int:
@@ -116,6 +147,7 @@ class Ledger:
             "format": FORMAT,
             "balanced": self.balanced,
             "faults": self.faults(),
+            "packets": asdict(self.totals),
             "lanes": [
                 {
                     "lane": lane.lane,
