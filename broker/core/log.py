@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -19,17 +21,53 @@ EVENTS = {
 """Events of the core; the other modules list theirs where they log them."""
 
 
-class _Stderr:
-    """Writes lines to standard error and survives its end: a worker must not die because whoever read its log has died."""
+PATIENCE_MS = 100
+"""How long a line waits for a reader that is slow. After one was in vain lines are lost at once until the reader goes on."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+
+class _Stderr:
+    """Writes lines to standard error and survives its end: nobody must stop because whoever reads the log has died or sleeps. Lines that
+    find no room are lost, and the next one says how many (`lines_lost`)."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._cut = False  # the last line was begun and not ended
 
     def msg(self, line: str) -> None:
+        left = (b"\n" if self._cut else b"") + line.encode(errors="replace") + b"\n"
+        patience_ms = 0 if self.lost else PATIENCE_MS
+        poller = select.poll()
+        poller.register(2, select.POLLOUT)
         with contextlib.suppress(OSError):
-            os.write(2, line.encode(errors="replace") + b"\n")
+            begun = False
+            while left:
+                if not poller.poll(patience_ms):
+                    self.lost += 1
+                    self._cut = self._cut or begun
+                    return
+                # A pipe that is writable has room for so much; more could block.
+                left = left[os.write(2, left[: select.PIPE_BUF]) :]
+                begun = True
+        self.lost, self._cut = 0, False
 
     debug = info = warning = error = critical = msg
+
+    def tell_lost(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if self.lost:
+            event["lines_lost"] = self.lost
+        return event
+
+
+_stderr = _Stderr()
+
+
+def _occupy() -> None:
+    """A process that was started without standard error must not log into the first file that it opens, which would get number 2."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
 
 
 LEVEL = "TAPMESH_LOG_LEVEL"
@@ -40,16 +78,18 @@ def configure(*, json: bool = True, level: int | None = None) -> None:
     """Once a process. JSON for machines, key=value for a person at a terminal. `level`: of `logging`, default as in LEVEL, else info."""
     if level is None:
         level = logging.getLevelNamesMapping().get(os.environ.get(LEVEL, "").upper(), logging.INFO)
+    _occupy()
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stderr.tell_lost,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_Stderr,
+        logger_factory=lambda *_: _stderr,
         cache_logger_on_first_use=False,
     )
 
