@@ -125,8 +125,8 @@ class Files:
 
     @property
     def wait_fd(self) -> int:
-        """The pipe that is being read, or -1."""
-        return self._chunks.fd if self._chunks is not None and not self._chunks.regular else -1
+        """The pipe that is being read, or -1: a file, or packets that are here and not due. Their pipe is readable all the while."""
+        return self._chunks.fd if self._chunks is not None and not self._chunks.regular and not self.due_ns else -1
 
     def stop(self) -> None:
         self._stopped = True

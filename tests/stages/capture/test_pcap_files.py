@@ -194,6 +194,20 @@ def test_a_pipe_is_read_as_it_fills_and_never_blocks(tmp_path: Path) -> None:
     assert not worker.report
 
 
+def test_a_pipe_whose_packets_are_not_due_is_not_waited_for(tmp_path: Path) -> None:
+    """It has ended or has more to give: waiting for it would return at once, again and again, until the next packet is due."""
+    reader, writer = os.pipe()
+    os.write(writer, _write(tmp_path / "a.pcap", numbered(2)).read_bytes())
+    os.close(writer)
+    worker = Worker(tmp_path, files(f"/dev/fd/{reader}", pace="0.01")).start()
+    assert worker.step() == 1
+    assert worker.step() == 0
+    assert worker.capture.due_ns > 0
+    assert worker.capture.wait_fd == -1
+    worker.die()
+    os.close(reader)
+
+
 def test_a_pipe_whose_writer_came_first_is_read_to_its_end(tmp_path: Path) -> None:
     """Nobody may open it to have a look and close it again: the writer would be told that nobody reads."""
     content, fifo = _write(tmp_path / "a.pcap", numbered(5000)).read_bytes(), tmp_path / "fifo"
