@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
-from broker.config.lanes import geometry, lanes
 
+from broker.config.lanes import geometry, lanes
 from broker.core import layout
 from broker.core.batch import Batch, heap_batch
+from broker.core.doorbell import PARK_LIMIT_MS
 from broker.core.generations import read_generation
 from broker.core.metrics import N_COUNTERS, of_stage
 from broker.core.metrics import index as counter_index
 from broker.core.model import Config
-from broker.core.stage import Context, Stage
+from broker.core.stage import Context, Source, Stage
 from stages.registry import create
 from stages.warm import warm
 
@@ -55,7 +59,7 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
         made.open(context)
         made.load(generation)
         chain.append((made, context))
-    source, _ = chain[0]
+    source = cast(Source, chain[0][0])
     with contextlib.ExitStack() as closing:
         file = sys.stdout if dump == "-" else closing.enter_context(open(dump, "w"))
         for made, _ in chain:
@@ -65,14 +69,28 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
             batch.seq = seq
             batch.block["generation"] = 1
             if source.step(batch) <= 0:
-                if source.finished:  # type: ignore[attr-defined]
+                if source.finished:
                     return 0
+                _await(source)
                 continue
             batch.block["seq"] = seq + 1
             for made, _ in chain[1:]:
                 made.step(batch)
-            _write(file, _rows(stage, batch, config, chain[-1][1]))
+            try:
+                _write(file, _rows(stage, batch, config, chain[-1][1]))
+            except BrokenPipeError:  # `| head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is flushed at the end
+                return 1
             seq += 1
+
+
+def _await(source: Source) -> None:
+    """Packets become due, or the pipe has some."""
+    due_ms = -((time.monotonic_ns() - source.due_ns) // 1_000_000)
+    poller = select.poll()
+    if source.wait_fd >= 0:
+        poller.register(source.wait_fd, select.POLLIN)
+    poller.poll(min(max(0, due_ms), PARK_LIMIT_MS) if source.due_ns else PARK_LIMIT_MS)
 
 
 def _write(file: IO[str], rows: Iterator[dict[str, Any]]) -> None:
