@@ -69,7 +69,7 @@ class Runner:
         self.ring.unpark()  # the one before me may have died in its sleep
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
         self.bell.wake_on_signals()
-        first = self._generation_wanted() if self.kind == "capture" or not self.ring.ready() else self._generation_stamped()
+        first = self._first_generation()
         generation = read_generation(directory, first)
         self.stage.open(self._context())
         self.stage.load(generation)
@@ -147,11 +147,16 @@ class Runner:
         if self._source:
             block["generation"] = number
 
+    def _first_generation(self) -> int:
+        """That of the next block, as far as it can be known: begun with a later one, the stage would have to go back."""
+        if not self._source and self.ring.ready():
+            return int(self.ring.batch().block["generation"][0])
+        # The blocks that are still upstream are of this one or later; of a worker's first start none are.
+        held = 0 if self._source else int(self.row["generation"])
+        return held or self._generation_wanted()
+
     def _generation_wanted(self) -> int:
         return int(self.pipeline.header[0]["generation"])
-
-    def _generation_stamped(self) -> int:
-        return int(self.ring.batch().block["generation"][0])
 
     def _idle(self, since: int, account: int, limit_ms: int = PARK_LIMIT_MS) -> int:
         """Sleep until rung, at most `limit_ms`; the time goes to `account`. Returns the time now."""

@@ -157,6 +157,26 @@ def test_a_generation_changes_once_between_two_blocks(start: Callable[..., Proce
     assert set(generations) == {1, 2}
 
 
+def test_a_worker_that_is_started_again_does_not_run_ahead_of_the_blocks_still_upstream(start: Callable[..., Processes]) -> None:
+    """Send would close the files of generation 1 for those of 2, and begin them anew when the blocks of 1 come."""
+    processes = start(3000)
+    processes.start_all()
+    row = processes.lane.workers[-1]
+    until(lambda: min(processes.cursors("send")) > 50, "it runs")
+    processes.kill("encapsulate", 0)
+    (stands_at,) = processes.cursors("encapsulate")
+    until(lambda: min(processes.cursors("send")) == stands_at, "send has nothing to do")
+    processes.pipeline.header["generation"] = 2
+    processes.kill("send", 0)
+    processes.start("send")
+    until(lambda: int(row["pid"]) == processes.running["send", 0].pid and int(row["state"]) == layout.STATE_RUNNING, "send is back")
+    assert int(row["generation"]) == 1
+    processes.start("encapsulate")
+    until(processes.all_done, "all blocks sent")
+    generations = [generation for _, generation in sent(processes)]
+    assert generations == sorted(generations)
+
+
 def test_a_second_worker_of_the_same_name_is_refused(start: Callable[..., Processes]) -> None:
     processes = start(10)
     processes.start("filter")
