@@ -6,9 +6,8 @@ import ctypes
 import time
 
 from broker.config.lanes import lanes
-
 from broker.core import layout, log
-from broker.core.errors import EXIT_CONFIG, TapmeshError
+from broker.core.errors import EXIT_CONFIG, PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.runner import Runner
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
@@ -38,6 +37,8 @@ def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     try:
         config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"])).config
         plan = lanes(config)
+        if not 0 <= lane < len(plan):
+            raise PipelineError(f"pipeline {pipeline.name!r} has lanes 0 to {len(plan) - 1}, not {lane}")
         runner = Runner(pipeline, plan[lane], create(kind), worker, atomics)
         runner.run()
     except TapmeshError as error:
