@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from broker.core.layout import TOOLS, Geometry
+from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
 HEADER_BYTES = 64
@@ -59,7 +59,7 @@ def tool_room(config: Config) -> int:
 
 def geometry(config: Config, lane: Lane) -> Geometry:
     """Sizes of the ring of `lane`. `ring.block_packets` is lowered where the packets of a block, times the tools that each may go to,
-    would exceed `BLOCK_FRAMES`: to 256 packets with 64 tools."""
+    would exceed `BLOCK_FRAMES`: to 256 packets with 64 tools. `ring.block_bytes` is exceeded by what may stand before the longest frame."""
     del lane  # every lane has the same sizes, so a reload that moves a map to other inputs fits as well
     room = tool_room(config)
     max_packets = min(config.ring.block_packets, BLOCK_FRAMES // room)
@@ -68,7 +68,7 @@ def geometry(config: Config, lane: Lane) -> Geometry:
         max_packets=max_packets,
         max_frames=max_packets * room,
         header_bytes=max_packets * room * HEADER_BYTES,
-        data_bytes=config.ring.block_bytes,
+        data_bytes=config.ring.block_bytes + RECORD_BYTES,
         n_filter=config.stages.filter,
         n_encapsulate=config.stages.encapsulate,
         n_send=config.stages.send,

@@ -21,7 +21,7 @@ class Batch:
     | verdicts | VERDICT[max_packets] | same |
     | frames | FRAME[max_frames] | valid below `block["n_frames"][0]` |
     | headers | uint8[header_bytes] | outer headers |
-    | data | uint8[data_bytes] | packet bytes; LINE bytes of slack follow |
+    | data | uint8[data_bytes] | packet bytes and what capture leaves between them; SLACK more follow |
     | *_at | int | address of each, for kernels |
     """
 

@@ -53,6 +53,7 @@ TOOLS = 64  # one verdict bit each
 MAPS = 256
 INPUTS = 64
 MAX_FRAME_BYTES = 262_144  # the largest record that libpcap accepts too (MAX_SNAPLEN)
+RECORD_BYTES = 64  # room in a block's data for what stands before a packet in a capture file, which is read into it as it is
 
 STAGES = ("capture", "filter", "encapsulate", "send")
 
@@ -142,7 +143,7 @@ BLOCK = np.dtype(
 PACKET = np.dtype(
     [
         ("ts_ns", "<i8"),  # since the Unix epoch
-        ("data_at", "<u4"),  # offset in the block's data
+        ("data_at", "<u4"),  # offset in the block's data; any
         ("caplen", "<u4"),  # bytes stored
         ("wirelen", "<u4"),  # bytes it had on the wire
         ("input", "<u2"),  # slot of the input
@@ -201,7 +202,7 @@ class Geometry:
     max_packets: int = 1024
     max_frames: int = 1024
     header_bytes: int = 1024 * 64
-    data_bytes: int = MAX_FRAME_BYTES
+    data_bytes: int = MAX_FRAME_BYTES + RECORD_BYTES
     n_filter: int = 1
     n_encapsulate: int = 1
     n_send: int = 1

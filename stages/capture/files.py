@@ -13,27 +13,25 @@ repeated. Pipes and standard input cannot be read again: there a worker that die
 from __future__ import annotations
 
 import time
-from typing import Any
-
-import numpy as np
 
 from broker.core import log
 from broker.core.batch import Batch
+from broker.core.layout import PAGE
 from broker.core.metrics import index
 from broker.core.model import Input
 from broker.core.stage import Context
 from stages.capture import walk
-from stages.capture.chunks import END, LATER, Chunks, can_be_read_again
 from stages.capture.errors import SourceError, report
 from stages.capture.pace import Pace
 from stages.capture.pcap import Format, Pcap, matches
 from stages.capture.pcapng import MAGIC, Pcapng
+from stages.capture.window import Window, can_be_read_again
 
 EVENTS = {"file_failed": "a capture file could not be read to its end; what came before is delivered"}
 
 _FILE, _AT = index("capture", "source_file"), index("capture", "source_at")
 _STATE_A, _STATE_B = index("capture", "source_state_a"), index("capture", "source_state_b")
-_CHUNKS_PER_STEP = 256  # a file may hold gigabytes of blocks without packets, and a worker must show signs of life
+_READS_PER_STEP = 256  # a file may hold gigabytes of blocks without packets, and a worker must show signs of life
 _GZIP = b"\x1f\x8b"
 
 
@@ -44,12 +42,11 @@ class Files:
         self._context, self._counters = context, context.counters
         self._log = log.get(lane=context.lane.number, stage="capture")
         self._plays: list[tuple[Input, str]] = [(i, file) for i in context.lane.inputs for file in i.files]
-        self._walk = np.zeros(1, walk.WALK)
-        self._row: Any = self._walk[0]
-        self._row_at = int(self._walk.ctypes.data)
-        self._chunks: Chunks | None = None
+        self._row = walk.Walk()
+        self._window: Window | None = None
         self._format: Format | None = None  # None while the header of the open file is not there yet
         self._next = 0  # the file that is open, or the next one
+        self._wanted = context.geometry.data_bytes  # to be read for a block: a little more than the last one took
         self._stopped = False
         self.due_ns = 0
 
@@ -73,51 +70,51 @@ class Files:
         try:
             if not can_be_read_again(path):
                 return None
-            chunks = Chunks(path, self._row)
+            window = Window(path, self._row)
         except SourceError as error:
             return error
         try:
-            self._start(chunks)
+            self._start(window)
         except SourceError as error:
             return error
         finally:
-            chunks.close()
+            window.close()
         return None
 
-    def _start(self, chunks: Chunks) -> Format | None:
+    def _start(self, window: Window) -> Format | None:
         """Read the header, whatever format it is of; None if it is not there yet."""
         made: Format
-        if chunks.want(4) == LATER:
+        magic = window.peek(4)
+        if len(magic) < 4 and not window.ended:
             return None
-        magic = chunks.peek(4)
         if matches(magic):
-            made = Pcap(self._row, self._row_at)
+            made = Pcap(self._row)
         elif magic == MAGIC:
-            made = Pcapng(self._row, self._row_at)
+            made = Pcapng(self._row)
         elif not magic:
-            raise SourceError(chunks.path, 0, "is empty")
+            raise SourceError(window.path, 0, "is empty")
         elif magic[:2] == _GZIP:
-            raise SourceError(chunks.path, 0, "is compressed; give its content: gunzip -c FILE | tapmesh replay - ...")
+            raise SourceError(window.path, 0, "is compressed; give its content: gunzip -c FILE | tapmesh replay - ...")
         else:
-            raise SourceError(chunks.path, 0, f"is neither pcap nor pcapng: it begins with {magic.hex()}")
-        found = chunks.want(made.header_bytes)
-        if found == LATER:
+            raise SourceError(window.path, 0, f"is neither pcap nor pcapng: it begins with {magic.hex()}")
+        got = len(window.peek(made.header_bytes))
+        if got < made.header_bytes:
+            if window.ended:
+                raise SourceError(window.path, got, "ends in the middle of its header")
             return None
-        if found == END:
-            raise SourceError(chunks.path, len(chunks.peek(made.header_bytes)), "ends in the middle of its header")
-        return made if made.start(chunks) else None
+        return made if made.start(window) else None
 
     def _resume(self, at: int) -> None:
         """Stand where the committed blocks end."""
         _, path = self._plays[self._next]
-        chunks = self._chunks = Chunks(path, self._row)
-        if not chunks.regular:
+        window = self._window = Window(path, self._row)
+        if not window.regular:
             raise SourceError(path, at, "cannot be resumed: what a pipe has given once is gone")
-        if chunks.size < at:
-            raise SourceError(path, at, f"cannot be resumed: the file has only {chunks.size} bytes now")
-        made = self._format = self._start(chunks)
+        if window.size < at:
+            raise SourceError(path, at, f"cannot be resumed: the file has only {window.size} bytes now")
+        made = self._format = self._start(window)
         assert made is not None  # a regular file has everything at once
-        made.resume(chunks, at, (int(self._counters[_STATE_A]), int(self._counters[_STATE_B])))
+        made.resume(window, at, (int(self._counters[_STATE_A]), int(self._counters[_STATE_B])))
 
     @property
     def finished(self) -> bool:
@@ -126,7 +123,7 @@ class Files:
     @property
     def wait_fd(self) -> int:
         """The pipe that is being read, or -1: a file, or packets that are here and not due. Their pipe is readable all the while."""
-        return self._chunks.fd if self._chunks is not None and not self._chunks.regular and not self.due_ns else -1
+        return self._window.fd if self._window is not None and not self._window.regular and not self.due_ns else -1
 
     def stop(self) -> None:
         self._stopped = True
@@ -134,25 +131,29 @@ class Files:
     def step(self, batch: Batch) -> int:
         """Packets given and dropped. A block without packets carries the counters and the position of those dropped."""
         row = self._row
-        row["n_packets"] = row["data_used"] = row["looked"] = 0
-        row["data_bytes"] = batch.data_bytes
+        row.n_packets = row.data_used = row.looked = 0
+        row.data_bytes = batch.data_bytes
+        if self._window is not None:
+            self._window.seek(self._window.position)  # in the last block the rest of what was read is of no use
         self.due_ns = 0
-        for _ in range(_CHUNKS_PER_STEP):
+        for _ in range(_READS_PER_STEP):
             if self.finished or not self._advance(batch):
                 break
         else:
             self.due_ns = 1  # there is more, at once
-        looked = int(row["looked"])
+        looked = row.looked
+        if row.n_packets:
+            self._wanted = max(row.data_used * 17 // 16, PAGE)
         if looked:
             block = batch.block[0]
-            block["n_packets"], block["data_used"] = row["n_packets"], row["data_used"]
+            block["n_packets"], block["data_used"] = row.n_packets, row.data_used
             self._note_position()
         return looked
 
     def _note_position(self) -> None:
         counters, open_ = self._counters, self._format
         counters[_FILE] = self._next
-        counters[_AT] = self._chunks.position if self._chunks is not None and open_ is not None else 0
+        counters[_AT] = self._window.position if self._window is not None and open_ is not None else 0
         counters[_STATE_A], counters[_STATE_B] = open_.state() if open_ is not None else (0, 0)
 
     def _advance(self, batch: Batch) -> bool:
@@ -166,52 +167,57 @@ class Files:
             return True
 
     def _next_file(self) -> None:
-        if self._chunks is not None:
-            self._chunks.close()
-        self._chunks = self._format = None
+        if self._window is not None:
+            self._window.close()
+        self._window = self._format = None
         self._next += 1
 
     def _play(self, batch: Batch) -> bool:
         input_, path = self._plays[self._next]
         pace, row = self._paces[input_.slot], self._row
-        if self._chunks is None:
-            self._chunks = Chunks(path, row)
+        if self._window is None:
+            self._window = Window(path, row)
             pace.begin()
-        chunks = self._chunks
+        window = self._window
         if self._format is None:
-            self._format = self._start(chunks)
+            self._format = self._start(window)
             if self._format is None:
                 return False
-        now_ns, before = time.monotonic_ns(), int(row["n_packets"])
-        row["input"] = input_.slot
-        row["max_packets"] = min(batch.max_packets, before + pace.allowed(now_ns))
-        row["ts_limit"] = pace.ts_limit(now_ns)
-        status = self._format.run(chunks, batch, self._context.counters_at)
-        pace.give(int(row["n_packets"]) - before)
+        now_ns, before = time.monotonic_ns(), row.n_packets
+        row.input = input_.slot
+        row.max_packets = min(batch.max_packets, before + pace.allowed(now_ns))
+        row.ts_limit = pace.ts_limit(now_ns)
+        status = self._format.run(window, batch, self._context.counters_at)
+        pace.give(row.n_packets - before)
         if status == walk.NEED:
-            return self._more(chunks)
+            return self._more(window, batch)
         if status == walk.BAD:
-            reason = walk.REASONS[int(row["reason"])].format(value=int(row["value"]))
-            raise SourceError(path, chunks.position, reason)
+            reason = walk.REASONS[row.reason].format(value=row.value)
+            raise SourceError(path, window.position, reason)
         if status == walk.PACED and pace.awaits_first:
-            pace.anchor(int(row["ts_next"]), now_ns)
+            pace.anchor(row.ts_next, now_ns)
             return True
-        if status == walk.PACED or row["max_packets"] < batch.max_packets:
-            self.due_ns = pace.due_ns(int(row["ts_next"]))
+        if status == walk.PACED or (status == walk.FULL and row.max_packets < batch.max_packets):
+            self.due_ns = pace.due_ns(row.ts_next)
         return False
 
-    def _more(self, chunks: Chunks) -> bool:
-        """Get what the format needs to go on; False: a pipe has nothing now."""
-        need = int(self._row["need"])
-        found = chunks.want(need)
-        if found == END:
-            got = int(self._row["end"]) - int(self._row["at"])
-            if got:
-                raise SourceError(chunks.path, chunks.position, f"ends in the middle of a record: {got} of {need} bytes are there")
-            self._next_file()
-        return found != LATER
+    def _more(self, window: Window, batch: Batch) -> bool:
+        """Read what the format needs to go on, behind the last packet of the block; False: it is full, or a pipe has nothing now."""
+        row = self._row
+        need, used = row.need, row.data_used
+        if used and used + need > batch.data_bytes:
+            return False
+        if window.fill(batch.data, used, need, used or self._wanted):
+            return True
+        if not window.ended:
+            return False
+        got = row.end - row.at
+        if got:
+            raise SourceError(window.path, window.position, f"ends in the middle of a record: {got} of {need} bytes are there")
+        self._next_file()
+        return True
 
     def close(self) -> None:
-        if self._chunks is not None:
-            self._chunks.close()
-            self._chunks = None
+        if self._window is not None:
+            self._window.close()
+            self._window = None

@@ -1,13 +1,13 @@
-"""Records of a pcap file -> a block: walk, check, copy. One call per chunk of the file or per block of the ring."""
+"""Records of a pcap file that lie in a block -> rows that point into them: walk and check. One call per read of the file."""
 
 from __future__ import annotations
 
 from broker.core.layout import MAX_FRAME_BYTES
 from stages.capture import rows, walk
-from stages.capture.rows import ALIGN, PACKET_BYTES, write_row
+from stages.capture.rows import PACKET_BYTES, write_row
 from stages.capture.walk import field
 from stages.jit import kernel
-from stages.memory import add64, copy, load32, load64, load_be32, store64
+from stages.memory import add64, load32, load64, load_be32, store64
 
 _AT, _END, _NEED, _REASON, _VALUE = field("at"), field("end"), field("need"), field("reason"), field("value")
 _N, _USED, _LOOKED = field("n_packets"), field("data_used"), field("looked")
@@ -21,15 +21,14 @@ _CAPTURED, _CAPTURED_BYTES, _CUT, _OVERSIZE = rows.CAPTURED, rows.CAPTURED_BYTES
 
 
 @kernel
-def copy_records(buffer_at: int, walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
-    """Copy records from the buffer to the block until something stops it: FULL, NEED, PACED or BAD.
+def walk_records(walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
+    """Write a row for each record in the block's data until something stops it: FULL, NEED, PACED or BAD.
 
     | address | what lies there |
     |---|---|
-    | buffer_at | uint8[end]: part of the file |
-    | walk_at | WALK[1], *written*: at, need, reason, value, n_packets, data_used, looked, ts_next |
+    | walk_at | Walk, *written*: at, need, reason, value, n_packets, data_used, looked, ts_next |
     | packets_at | PACKET[max_packets], *written* from row n_packets on |
-    | data_at | uint8[data_bytes], *written* from data_used on |
+    | data_at | uint8[data_bytes]: from at to end the bytes of the file |
     | counters_at | int64[N_COUNTERS], *added to* |
 
     A record: seconds, fraction, caplen, wirelen (32 bits each, in the file's order), then caplen bytes. As libpcap does, no more than the
@@ -48,7 +47,7 @@ def copy_records(buffer_at: int, walk_at: int, packets_at: int, data_at: int, co
             store64(walk_at + _NEED, header_len)
             status = _NEED_BYTES
             break
-        p = buffer_at + at
+        p = data_at + at
         if big:
             seconds, fraction, caplen, wirelen = load_be32(p), load_be32(p + 4), load_be32(p + 8), load_be32(p + 12)
         else:
@@ -70,15 +69,11 @@ def copy_records(buffer_at: int, walk_at: int, packets_at: int, data_at: int, co
             status = _PACED
             break
         stored = min(caplen, snaplen)
-        if stored > data_bytes:
+        if at + header_len + stored > data_bytes:
             oversize += 1
         else:
-            start = (used + ALIGN - 1) & -ALIGN
-            if start + stored > data_bytes:
-                break
-            copy(data_at + start, p + header_len, stored)
-            write_row(packets_at + n * PACKET_BYTES, ts_ns, start, stored, wirelen, slot, 0)
-            used = start + stored
+            write_row(packets_at + n * PACKET_BYTES, ts_ns, at + header_len, stored, wirelen, slot, 0)
+            used = at + header_len + stored
             n += 1
             wire_bytes += wirelen
             cut += int(stored < caplen)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from broker.core.layout import MAX_FRAME_BYTES
 from stages.capture import rows, walk
-from stages.capture.rows import ALIGN, PACKET_BYTES, write_row
+from stages.capture.rows import PACKET_BYTES, write_row
 from stages.capture.walk import field, interface_field
 from stages.jit import kernel
-from stages.memory import add64, copy, load16, load32, load64, load_be16, load_be32, shift_right, store64
+from stages.memory import add64, load16, load32, load64, load_be16, load_be32, shift_right, store64
 
-_AT, _END, _NEED, _REASON, _VALUE = field("at"), field("end"), field("need"), field("reason"), field("value")
+_AT, _END, _LAST, _NEED, _REASON, _VALUE = field("at"), field("end"), field("last"), field("need"), field("reason"), field("value")
 _N, _USED, _LOOKED = field("n_packets"), field("data_used"), field("looked")
 _MAX_PACKETS, _DATA_BYTES = field("max_packets"), field("data_bytes")
 _TS_LIMIT, _TS_NEXT, _INPUT, _BIG = field("ts_limit"), field("ts_next"), field("input"), field("big")
@@ -57,10 +57,10 @@ def nanoseconds(units: int, unit: int, amount: int, offset_s: int) -> int:
 
 
 @kernel
-def copy_blocks(buffer_at: int, walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
-    """Copy packets from the buffer to the block until something stops it: FULL, NEED, PACED, BAD, SECTION or DESCRIPTION.
+def walk_blocks(walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
+    """Write a row for each packet in the block's data until something stops it: FULL, NEED, PACED, BAD, SECTION or DESCRIPTION.
 
-    The arguments are those of `kernels.copy_records`; interfaces_at is INTERFACE[n_interfaces]. A Simple Packet Block has no time (0, as
+    The arguments are those of `kernels.walk_records`; interfaces_at is INTERFACE[n_interfaces]. A Simple Packet Block has no time (0, as
     in libpcap) and belongs to interface 0. Packets of interfaces that are not Ethernet are counted and dropped; blocks that carry no
     packets are walked over.
     """
@@ -77,7 +77,7 @@ def copy_blocks(buffer_at: int, walk_at: int, packets_at: int, data_at: int, cou
             store64(walk_at + _NEED, 12)
             status = _NEED_BYTES
             break
-        p = buffer_at + at
+        p = data_at + at
         if load32(p) == _SECTION_HEADER:  # reads the same in both byte orders
             status = _FOUND_SECTION
             break
@@ -92,7 +92,8 @@ def copy_blocks(buffer_at: int, walk_at: int, packets_at: int, data_at: int, cou
             store64(walk_at + _NEED, block_len)
             status = _NEED_BYTES
             break
-        trailer = load_be32(p + block_len - 4) if big else load32(p + block_len - 4)
+        last = p + block_len - 4 if at + block_len <= data_bytes else walk_at + _LAST
+        trailer = load_be32(last) if big else load32(last)
         if trailer != block_len:
             reason, value = _BAD_TRAILER, trailer
             break
@@ -147,15 +148,11 @@ def copy_blocks(buffer_at: int, walk_at: int, packets_at: int, data_at: int, cou
                 store64(walk_at + _TS_NEXT, ts_ns)
                 status = _PACED
                 break
-            if caplen > data_bytes:
+            if at + body + caplen > data_bytes:
                 oversize += 1
             else:
-                start = (used + ALIGN - 1) & -ALIGN
-                if start + caplen > data_bytes:
-                    break
-                copy(data_at + start, p + body, caplen)
-                write_row(packets_at + n * PACKET_BYTES, ts_ns, start, caplen, wirelen, slot, 0)
-                used = start + caplen
+                write_row(packets_at + n * PACKET_BYTES, ts_ns, at + body, caplen, wirelen, slot, 0)
+                used = at + body + caplen
                 n += 1
                 wire_bytes += wirelen
         looked += 1

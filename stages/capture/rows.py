@@ -1,4 +1,4 @@
-"""Writing one PACKET row and its bytes: what all three readers' kernels do."""
+"""Writing one PACKET row: what all three readers' kernels do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ RESTORED, CUT = 8 * index("capture", "tags_restored"), 8 * index("capture", "cut
 OVERSIZE, MALFORMED = 8 * index("capture", "dropped_oversize"), 8 * index("capture", "dropped_malformed")
 LINKTYPE = 8 * index("capture", "dropped_linktype")
 """Byte offsets of slot 0 in a row of counters."""
-
-ALIGN = 16  # data_at of every packet
 
 
 @kernel

@@ -1,4 +1,7 @@
-"""Capture: the first stage. Fills a block with packets, one PACKET row each; the only user-space copy of their bytes.
+"""Capture: the first stage. Fills a block with packets, one PACKET row each.
+
+Files are read straight into the block: its data is a piece of the file, record headers and all, and the rows point into it, at any
+alignment. From an interface packets are copied: the only user-space copy of their bytes.
 
 | | |
 |---|---|

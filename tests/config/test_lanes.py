@@ -53,7 +53,13 @@ def test_a_block_has_frames_for_every_packet_and_tool_and_room_for_more() -> Non
         g = geometry(made, lanes(made)[0])
         assert tool_room(made) == room
         assert (g.max_packets, g.max_frames, g.header_bytes) == (max_packets, max_packets * room, max_packets * room * HEADER_BYTES)
-        assert (g.n_blocks, g.n_filter, g.n_encapsulate, g.n_send, g.data_bytes) == (16, 2, 3, 4, layout.MAX_FRAME_BYTES)
+        assert (g.n_blocks, g.n_filter, g.n_encapsulate, g.n_send, g.data_bytes) == (
+            16,
+            2,
+            3,
+            4,
+            layout.MAX_FRAME_BYTES + layout.RECORD_BYTES,
+        )
 
 
 def test_large_blocks_are_bounded_too() -> None:

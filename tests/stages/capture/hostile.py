@@ -1,7 +1,7 @@
 """Damaged files and rings for all three kernels. ``python -m tests.stages.capture.hostile`` prints what they make of them, a line each.
 
-With NUMBA_DISABLE_JIT=1 every byte that a kernel touches must lie in what it was given: the valid part of the file's window, the rows and
-the bytes of the block, the interfaces of the section, the kernel's ring. Anything else ends the run.
+With NUMBA_DISABLE_JIT=1 every byte that a kernel touches must lie in what it was given: what of the file is in the block, the rows of the
+block, the interfaces of the section, the kernel's ring. Anything else ends the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages import memory
 from stages.capture import pcap, pcapng
 from stages.capture.afpacket_kernels import RING, copy_packets, give_back
 from stages.capture.errors import SourceError
-from stages.capture.walk import INTERFACE, WALK
+from stages.capture.walk import INTERFACE, Walk
 from stages.jit import PLAIN
 from tests.stages.capture.support import Worker, files
 from tests.stages.capture.writers import Pcapng, frame, numbered, pcap_header, pcap_record
@@ -123,16 +123,15 @@ def _rings(n: int, block_bytes: int = 8192, n_blocks: int = 3) -> Iterator[np.nd
 def _guarded(kernel: Callable[..., int]) -> Callable[..., int]:
     """Allow exactly what the kernel is given."""
 
-    def call(buffer_at: int, walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
-        row = np.frombuffer(ctypes.string_at(walk_at, WALK.itemsize), WALK)[0]
+    def call(walk_at: int, packets_at: int, data_at: int, counters_at: int) -> int:
+        row = Walk.from_address(walk_at)
         memory.forbid_all()
-        memory.allow(buffer_at, int(row["end"]))
-        memory.allow(walk_at, WALK.itemsize)
-        memory.allow(packets_at, PACKET.itemsize * max(int(row["max_packets"]), 0))
-        memory.allow(data_at, int(row["data_bytes"]))
+        memory.allow(walk_at, ctypes.sizeof(Walk))
+        memory.allow(packets_at, PACKET.itemsize * max(row.max_packets, 0))
+        memory.allow(data_at, min(row.end, row.data_bytes))
         memory.allow(counters_at, 8 * N_COUNTERS)
-        memory.allow(int(row["interfaces_at"]), INTERFACE.itemsize * int(row["n_interfaces"]))
-        return kernel(buffer_at, walk_at, packets_at, data_at, counters_at)
+        memory.allow(row.interfaces_at, INTERFACE.itemsize * row.n_interfaces)
+        return kernel(walk_at, packets_at, data_at, counters_at)
 
     return call if PLAIN else kernel
 
@@ -175,7 +174,7 @@ def _say(*words: object) -> None:
 
 
 def main() -> None:
-    pcap.copy_records, pcapng.copy_blocks = _guarded(pcap.copy_records), _guarded(pcapng.copy_blocks)
+    pcap.walk_records, pcapng.walk_blocks = _guarded(pcap.walk_records), _guarded(pcapng.walk_blocks)
     for make in (pcap_files, pcapng_files):
         with tempfile.TemporaryDirectory() as directory:
             for n, worker in enumerate(read_all(Path(directory), make(400))):

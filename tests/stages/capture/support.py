@@ -67,7 +67,6 @@ class Worker:
             self.blocks.append(n_packets)
             for p in self.batch.packets[:n_packets]:
                 at, caplen = int(p["data_at"]), int(p["caplen"])
-                assert at % 16 == 0
                 assert at + caplen <= int(self.batch.block["data_used"][0]) <= self.geometry.data_bytes
                 self.records.append(Record(int(p["ts_ns"]), int(p["wirelen"]), self.batch.data[at : at + caplen].tobytes()))
                 self.flags.append(int(p["flags"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,11 @@ def test_damaged_pcap_files_are_read_as_libpcap_reads_them(tmp_path: Path) -> No
     """The same packets, and an error where it has one."""
     compared = errors = 0
     for worker in hostile.read_all(tmp_path, hostile.pcap_files(600)):
-        theirs = libpcap.read(worker.directory / "file")
+        content, theirs = (worker.directory / "file").read_bytes(), libpcap.read(worker.directory / "file")
         if theirs.refused or theirs.datalink != libpcap.ETHERNET:
             continue
-        oversize = [r for r in theirs.records if len(r.data) > hostile.SMALL.data_bytes]
+        head = 24 if 0xA1B2CD34 in struct.unpack("<I", content[:4]) + struct.unpack(">I", content[:4]) else 16
+        oversize = [r for r in theirs.records if head + len(r.data) > hostile.SMALL.data_bytes]
         assert worker.records == [r for r in theirs.records if r not in oversize]
         assert worker.count("dropped_oversize") == len(oversize)
         assert bool(worker.report) == bool(theirs.error)

@@ -87,6 +87,31 @@ def test_the_longest_frame_fits_a_block_alone(tmp_path: Path) -> None:
     assert worker.blocks == [1, 1, 1]
 
 
+def test_every_byte_of_a_file_is_read_once_or_nearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the rows of a block are used up long before its bytes, and when the packets' sizes change."""
+    records = [*numbered(20_000), *numbered(2_000, length=1500), *numbered(20_000)]
+    path, read_bytes, real = _write(tmp_path / "a.pcap", records), 0, os.preadv
+
+    def counted(fd: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal read_bytes
+        got = real(fd, buffers, offset)
+        read_bytes += got
+        return got
+
+    monkeypatch.setattr(os, "preadv", counted)
+    assert read(tmp_path, path).records == records
+    assert read_bytes < 1.2 * path.stat().st_size
+
+
+def test_a_record_longer_than_the_block_that_the_file_does_not_hold_whole_is_an_error(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.pcap", [*numbered(1), Record(0, 5000, bytes(5000))])
+    os.truncate(path, 24 + 76 + 16 + 4990)
+    worker = read(tmp_path, path, geometry=Geometry(data_bytes=4096))
+    assert worker.records == numbered(1)
+    assert worker.count("dropped_oversize") == 0
+    assert worker.report == f"{path}: byte 100: ends in the middle of a record: 5006 of 5016 bytes are there\n"
+
+
 def test_a_frame_longer_than_the_configured_block_is_counted(tmp_path: Path) -> None:
     records = [*numbered(10), Record(0, 5000, bytes(5000)), *numbered(10)]
     worker = read(tmp_path, _write(tmp_path / "a.pcap", records), geometry=Geometry(data_bytes=4096))
@@ -99,8 +124,8 @@ def test_frames_never_straddle_blocks_and_blocks_are_filled(tmp_path: Path) -> N
     path = _write(tmp_path / "a.pcap", numbered(2500))
     by_rows = read(tmp_path, path, geometry=Geometry(max_packets=1000))
     assert by_rows.blocks == [1000, 1000, 500]
-    by_bytes = read(tmp_path, path, geometry=Geometry(data_bytes=64 * 100))
-    assert by_bytes.blocks == [100] * 25
+    by_bytes = read(tmp_path, path, geometry=Geometry(data_bytes=sum(16 + len(r.data) for r in numbered(99))))
+    assert by_bytes.blocks == [99] * 25 + [25]
     assert by_rows.records == by_bytes.records == numbered(2500)
 
 

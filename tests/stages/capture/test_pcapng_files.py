@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import threading
 from pathlib import Path
 
 import pytest
 
+from broker.core.layout import MAX_FRAME_BYTES
 from stages.capture.walk import MAX_NS
 from tests.stages.capture import libpcap, tshark
 from tests.stages.capture.libpcap import Record
-from tests.stages.capture.support import read
+from tests.stages.capture.support import Worker, files, read
 from tests.stages.capture.writers import Pcapng, frame, option
+from tests.waiting import until
 
 SECOND = 10**9
 NOW = 1_700_000_000
@@ -124,6 +129,54 @@ def test_many_interfaces(tmp_path: Path) -> None:
         section.enhanced(frame(n), interface=n)
     worker = read(tmp_path, _write(tmp_path / "a.pcapng", section))
     assert worker.records == [Record(n * SECOND, 60, frame(n)) for n in range(0, 300, 2)]
+
+
+def _sizes() -> tuple[bytes, list[Record]]:
+    """Packets of the greatest length, and blocks with and without packets that are longer than a block of the ring."""
+    big = frame(1, MAX_FRAME_BYTES)
+    section = Pcapng().section(options=option(1, bytes(60_000)) * 9).interface()
+    section.enhanced(big, units=1).enhanced(frame(2), units=2).block(0x0BAD, bytes(3_000_000)).simple(big)
+    comments = option(1, bytes(60_000)) * 7
+    section.block(6, struct.pack("<IIIII", 0, 0, 3, 60, 60) + frame(3) + comments).obsolete(big, MAX_FRAME_BYTES, units=4)
+    section.block(1, struct.pack("<HHI", 1, 0, 0) + comments).enhanced(frame(5), interface=1, units=5)
+    expected = [(1, big), (2, frame(2)), (0, big), (3, frame(3)), (4, big), (5, frame(5))]
+    return section.bytes(), [Record(1000 * n, len(data), data) for n, data in expected]
+
+
+def test_the_longest_packets_and_blocks_longer_than_the_rings(tmp_path: Path) -> None:
+    content, expected = _sizes()
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(content)
+    worker = read(tmp_path, path)
+    assert worker.records == libpcap.read(path).records == expected
+    assert not worker.report
+
+
+def test_a_pipe_gives_blocks_longer_than_the_rings_too(tmp_path: Path) -> None:
+    content, expected = _sizes()
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=lambda: Path(f"/dev/fd/{writer}").write_bytes(content))
+    thread.start()
+    worker = Worker(tmp_path, files(f"/dev/fd/{reader}")).start()
+    until(lambda: worker.step() >= 0 and len(worker.records) == len(expected), "all packets")
+    thread.join()
+    os.close(writer)
+    worker.run()
+    os.close(reader)
+    assert worker.records == expected
+    assert not worker.report
+
+
+def test_a_block_longer_than_the_rings_must_end_with_its_length_and_be_whole(tmp_path: Path) -> None:
+    good = Pcapng().section().interface().enhanced(frame(1))
+    for order, path in (("<", tmp_path / "little"), (">", tmp_path / "big")):
+        long = Pcapng(order).section().block(0x0BAD, bytes(600_000), trailer=77).bytes()
+        at = len(good.bytes()) + 28
+        path.write_bytes(good.bytes() + long)
+        assert read(tmp_path, path).report.splitlines()[-1] == f"{path}: byte {at}: a block whose two lengths differ; the second is 77"
+        path.write_bytes(good.bytes() + long[:-5])
+        reason = "ends in the middle of a record: 600007 of 600012 bytes are there"
+        assert read(tmp_path, path).report.splitlines()[-1] == f"{path}: byte {at}: {reason}"
 
 
 def _bad() -> list[tuple[str, Pcapng, str]]:
