@@ -1,19 +1,19 @@
-"""libpcap by ctypes: the oracle for what an expression means. Reads capture files too, so that no reader of ours is in the way."""
+"""libpcap by ctypes: the oracle for what an expression means and for what a capture file holds, so that no reader of ours is in the way."""
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-EN10MB = 1
-UNKNOWN_NETMASK = 0xFFFFFFFF
+ETHERNET = 1  # DLT_EN10MB
 SNAPLEN = 262_144
+_UNKNOWN_NETMASK = 0xFFFFFFFF
+_NANOSECONDS = 1  # PCAP_TSTAMP_PRECISION_NANO
 
 
 class _Program(ctypes.Structure):
@@ -21,32 +21,37 @@ class _Program(ctypes.Structure):
 
 
 class _Header(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("micros", ctypes.c_long), ("caplen", ctypes.c_uint32), ("wirelen", ctypes.c_uint32))
+    _fields_ = (("seconds", ctypes.c_long), ("fraction", ctypes.c_long), ("caplen", ctypes.c_uint32), ("wirelen", ctypes.c_uint32))
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _find() -> ctypes.CDLL | None:
     for name in ("libpcap.so.0.8", ctypes.util.find_library("pcap")):
         try:
             lib = ctypes.CDLL(name or "libpcap.so.1")
         except OSError:
             continue
-        lib.pcap_open_dead.restype = ctypes.c_void_p
+        lib.pcap_open_dead.restype = lib.pcap_open_offline_with_tstamp_precision.restype = ctypes.c_void_p
         lib.pcap_open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
         lib.pcap_compile.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Program), ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32)
         lib.pcap_geterr.restype = ctypes.c_char_p
-        lib.pcap_geterr.argtypes = (ctypes.c_void_p,)
+        lib.pcap_geterr.argtypes = lib.pcap_datalink.argtypes = lib.pcap_close.argtypes = (ctypes.c_void_p,)
         lib.pcap_offline_filter.argtypes = (ctypes.POINTER(_Program), ctypes.POINTER(_Header), ctypes.c_char_p)
         lib.pcap_freecode.argtypes = (ctypes.POINTER(_Program),)
-        lib.pcap_open_offline.restype = ctypes.c_void_p
-        lib.pcap_open_offline.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+        lib.pcap_open_offline_with_tstamp_precision.argtypes = (ctypes.c_char_p, ctypes.c_uint, ctypes.c_char_p)
         lib.pcap_next_ex.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.POINTER(_Header)), ctypes.POINTER(ctypes.c_void_p))
-        lib.pcap_datalink.argtypes = lib.pcap_close.argtypes = (ctypes.c_void_p,)
         return lib
     return None
 
 
-needs_libpcap = pytest.mark.skipif(_library() is None, reason="libpcap is not installed")
+needs_libpcap = pytest.mark.skipif(_find() is None, reason="libpcap is not installed")
+
+
+def _library() -> ctypes.CDLL:
+    lib = _find()
+    if lib is None:
+        pytest.skip("libpcap is not installed")
+    return lib
 
 
 class RefusedError(Exception):
@@ -55,9 +60,7 @@ class RefusedError(Exception):
 
 @functools.cache
 def _dead() -> ctypes.c_void_p:
-    lib = _library()
-    assert lib is not None
-    return ctypes.c_void_p(lib.pcap_open_dead(EN10MB, SNAPLEN))
+    return ctypes.c_void_p(_library().pcap_open_dead(ETHERNET, SNAPLEN))
 
 
 class Filter:
@@ -67,11 +70,9 @@ class Filter:
     """
 
     def __init__(self, expression: str, *, optimize: bool = True) -> None:
-        lib = _library()
-        assert lib is not None
-        self._lib = lib
         self._program = _Program()
-        if lib.pcap_compile(_dead(), ctypes.byref(self._program), expression.encode(), int(optimize), UNKNOWN_NETMASK) != 0:
+        lib = self._lib = _library()
+        if lib.pcap_compile(_dead(), ctypes.byref(self._program), expression.encode(), int(optimize), _UNKNOWN_NETMASK) != 0:
             reason = lib.pcap_geterr(_dead()).decode()
             if reason != "expression rejects all packets":
                 raise RefusedError(reason)
@@ -88,27 +89,49 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Captured:
-    data: bytes
+class Record:
+    ts_ns: int
     wirelen: int
+    data: bytes
 
 
-def read(path: Path, limit: int) -> Iterator[Captured]:
-    """The first packets of an Ethernet capture; nothing from what libpcap refuses or what is not Ethernet. Stops where it stops."""
-    lib = _library()
-    assert lib is not None
-    error = ctypes.create_string_buffer(256)
-    handle = lib.pcap_open_offline(str(path).encode(), error)
+@dataclass
+class Reading:
+    """What libpcap made of a file: its packets up to its error, "" when there is none; `refused`: it did not even open it."""
+
+    records: list[Record] = field(default_factory=list)
+    error: str = ""
+    refused: bool = False
+    datalink: int = -1
+
+
+def read(path: Path, limit: int | None = None) -> Reading:
+    """The packets that libpcap gives of `path`, all or the first `limit`, times in nanoseconds."""
+    lib, reading = _library(), Reading()
+    message = ctypes.create_string_buffer(256)
+    handle = lib.pcap_open_offline_with_tstamp_precision(str(path).encode(), _NANOSECONDS, message)
     if not handle:
-        return
-    try:
-        if lib.pcap_datalink(handle) != EN10MB:
-            return
-        header, data = ctypes.POINTER(_Header)(), ctypes.c_void_p()
-        for _ in range(limit):
-            if lib.pcap_next_ex(handle, ctypes.byref(header), ctypes.byref(data)) != 1:
-                return
-            caplen = header.contents.caplen
-            yield Captured(ctypes.string_at(data.value, caplen) if caplen else b"", header.contents.wirelen)
-    finally:
-        lib.pcap_close(handle)
+        return Reading(error=message.value.decode(errors="replace"), refused=True)
+    with path.open("rb") as file:
+        magic = file.read(4)
+    unit_ns = 1 if magic in (b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d") else 1000
+    header, data = ctypes.POINTER(_Header)(), ctypes.c_void_p()
+    reading.datalink = lib.pcap_datalink(handle)
+    status = 1
+    while len(reading.records) != limit and (status := lib.pcap_next_ex(handle, header, data)) == 1:
+        h = header.contents
+        seconds, fraction = int(h.seconds), int(h.fraction)
+        if magic != b"\x0a\x0d\x0d\x0a":  # libpcap takes the 32-bit fields of pcap as signed in one byte order and as unsigned in the other
+            seconds %= 2**32
+            fraction = fraction // unit_ns % 2**32 * unit_ns
+        reading.records.append(Record(seconds * 10**9 + fraction, h.wirelen, ctypes.string_at(data, h.caplen) if h.caplen else b""))
+    if status == -1:
+        reading.error = lib.pcap_geterr(handle).decode(errors="replace")
+    lib.pcap_close(handle)
+    return reading
+
+
+def read_ethernet(path: Path, limit: int) -> list[Record]:
+    """The first packets of an Ethernet capture, as far as libpcap reads it; nothing of any other."""
+    reading = read(path, limit)
+    return reading.records if reading.datalink == ETHERNET else []

@@ -16,8 +16,7 @@ import pytest
 
 from tests.cli.tapmesh import tapmesh
 from tests.corpus import Capture, captures, needs_corpus, sample
-from tests.libpcap import Filter, needs_libpcap
-from tests.stages.capture.libpcap import ETHERNET, Record, read
+from tests.libpcap import ETHERNET, Filter, Record, needs_libpcap, read
 from tests.stages.filter.expressions import EXPRESSIONS
 
 FILES_A_RUN = 60

@@ -66,7 +66,7 @@ def test_what_libpcap_takes_we_take_or_say_why_not_yet() -> None:
 
 def test_the_accepted_expressions_select_what_libpcap_selects() -> None:
     taken, _ = sorted_by_us(taken_by_libpcap())
-    frames = [frame(c.data, c.wirelen) for capture in sample(6) for c in libpcap.read(capture.path, 60)]
+    frames = [frame(c.data, c.wirelen) for capture in sample(6) for c in libpcap.read_ethernet(capture.path, 60)]
     for at in range(0, len(taken), MAX_MAPS):
         texts = taken[at : at + MAX_MAPS]
         oracles = [libpcap.Filter(text) for text in texts]
@@ -85,7 +85,7 @@ def test_what_libpcap_refuses_we_refuse() -> None:
 def test_applied_to_the_captures_of_the_suite_the_results_are_the_same() -> None:
     applied, others = 0, 0
     for row in rows("apply"):
-        captured = [frame(c.data, c.wirelen) for c in libpcap.read(SUITE / "pcaps" / "filter" / row["savefile"], 10_000)]
+        captured = [frame(c.data, c.wirelen) for c in libpcap.read_ethernet(SUITE / "pcaps" / "filter" / row["savefile"], 10_000)]
         _, refused = sorted_by_us([row["expr"]])
         if not captured or refused or row["debian_libpcap_1.10.3"] != "agree":
             others += 1  # not Ethernet, not yet, or newer than the libpcap we follow

@@ -13,7 +13,7 @@ from broker.core.model import Input, Lane
 from broker.core.stage import Context
 from stages.capture.errors import REPORT
 from stages.capture.stage import Capture
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
 
 SLOT = 5
 

@@ -9,9 +9,10 @@ import pytest
 
 from stages.capture.errors import SourceError
 from stages.capture.walk import MAX_NS
+from tests import libpcap
 from tests.corpus import Capture, captures, needs_corpus
-from tests.stages.capture import libpcap, tshark
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
+from tests.stages.capture import tshark
 from tests.stages.capture.support import Worker, files
 
 pytestmark = needs_corpus

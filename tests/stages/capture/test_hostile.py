@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.stages.capture import hostile, libpcap
+from tests import libpcap
+from tests.stages.capture import hostile
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,7 +9,7 @@ import pytest
 from stages.capture import files as module
 from stages.capture.errors import SourceError
 from stages.capture.pace import Pace
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
 from tests.stages.capture.support import Worker, files
 from tests.stages.capture.writers import frame, pcap_header, pcap_record
 

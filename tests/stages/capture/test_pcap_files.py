@@ -11,8 +11,8 @@ import pytest
 from broker.core.layout import MAX_FRAME_BYTES, Geometry
 from broker.core.metrics import index
 from stages.capture.errors import SourceError
-from tests.stages.capture import libpcap
-from tests.stages.capture.libpcap import Record
+from tests import libpcap
+from tests.libpcap import Record
 from tests.stages.capture.support import SLOT, Worker, files, read
 from tests.stages.capture.writers import frame, numbered, pcap_header, pcap_record
 from tests.waiting import until

@@ -11,8 +11,9 @@ import pytest
 
 from broker.core.layout import MAX_FRAME_BYTES
 from stages.capture.walk import MAX_NS
-from tests.stages.capture import libpcap, tshark
-from tests.stages.capture.libpcap import Record
+from tests import libpcap
+from tests.libpcap import Record
+from tests.stages.capture import tshark
 from tests.stages.capture.support import Worker, files, read
 from tests.stages.capture.writers import Pcapng, frame, option
 from tests.waiting import until

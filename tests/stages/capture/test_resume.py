@@ -10,7 +10,7 @@ import pytest
 
 from broker.core.layout import Geometry
 from stages.capture.errors import SourceError
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
 from tests.stages.capture.support import Worker, files
 from tests.stages.capture.writers import Pcapng, frame, numbered, pcap_header, pcap_record
 from tests.waiting import until

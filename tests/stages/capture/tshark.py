@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
 
 _ETHERNET = "1"  # WTAP_ENCAP_ETHERNET
 

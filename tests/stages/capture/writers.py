@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from tests.stages.capture.libpcap import Record
+from tests.libpcap import Record
 
 ETHERNET = 1
 

@@ -41,7 +41,7 @@ def differences(texts: Sequence[str], frames: Sequence[Frame], *, memo: bool = T
 
 
 def captured(share: int, limit: int) -> list[Frame]:
-    return [frame(c.data, c.wirelen) for capture in sample(share) for c in libpcap.read(capture.path, limit)]
+    return [frame(c.data, c.wirelen) for capture in sample(share) for c in libpcap.read_ethernet(capture.path, limit)]
 
 
 @needs_corpus
