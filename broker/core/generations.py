@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from broker.core.errors import PipelineError
 from broker.core.model import Config
 from broker.core.model_codec import from_bytes, to_bytes
 from broker.core.shm import map_file
@@ -24,7 +25,12 @@ def write_generation(directory: Path, number: int, config: Config, image: bytes)
 
 def read_generation(directory: Path, number: int) -> Generation:
     """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it."""
-    config = from_bytes((directory / f"generation-{number}").read_bytes())
+    path = directory / f"generation-{number}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PipelineError(f"{path}: {error.strerror}") from None
+    config = from_bytes(content)
     image = map_file(directory / f"policy-{number}", writable=False)
     return Generation(number, config, image, int(image.ctypes.data))
 

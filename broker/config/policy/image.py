@@ -169,7 +169,8 @@ def _up(n: int) -> int:
 
 
 def check_image(image: NDArray[np.uint8]) -> str:
-    """What is wrong with the image, or nothing. After this a kernel may follow every offset and jump in it."""
+    """What is wrong with the image, or nothing. After this a kernel may follow every jump in it, and every
+    map; the tables of fields and sets are taken as the compiler wrote them."""
     if len(image) < IMAGE.itemsize:
         return f"{len(image)} bytes are no policy image"
     head = image[: IMAGE.itemsize].view(IMAGE)[0]
