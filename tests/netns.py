@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.waiting import until
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and packet sockets")
 
 _CLONE_NEWNET = 0x4000_0000
@@ -51,10 +53,10 @@ class Namespace:
             _checked(_libc.setns(home, _CLONE_NEWNET))
             os.close(home)
 
-    def ip(self, *words: str) -> None:
-        """The `ip` command in here."""
+    def ip(self, *words: str) -> str:
+        """The `ip` command in here; what it says."""
         with self.inside():
-            subprocess.run(["ip", *words], check=True, capture_output=True)
+            return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
     def close(self) -> None:
         self._holder.kill()
@@ -63,7 +65,7 @@ class Namespace:
 
 
 def connect(one: Namespace, name: str, other: Namespace, other_name: str, *, mtu: int = 1500, quiet: bool = False) -> None:
-    """A veth pair between two namespaces, up. `quiet`: neither end sends anything by itself."""
+    """A veth pair between two namespaces, or within one; both ends carry frames. `quiet`: neither sends anything by itself."""
     one.ip("link", "add", name, "mtu", str(mtu), "type", "veth", "peer", "name", other_name, "mtu", str(mtu), "netns", str(other.pid))
     for host, end in ((one, name), (other, other_name)):
         if quiet:
@@ -71,3 +73,5 @@ def connect(one: Namespace, name: str, other: Namespace, other_name: str, *, mtu
                 file.write("1")
             host.ip("link", "set", end, "arp", "off")
         host.ip("link", "set", end, "up")
+    for host, end in ((one, name), (other, other_name)):  # frames that are sent before the kernel has noticed the carrier are lost
+        until(lambda host=host, end=end: " state UP " in host.ip("link", "show", end), f"the carrier of {end}")  # type: ignore[misc]

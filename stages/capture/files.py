@@ -141,7 +141,7 @@ class Files:
                 break
         else:
             self.due_ns = 1  # there is more, at once
-        looked = row.looked
+        looked: int = row.looked
         if row.n_packets:
             self._wanted = max(row.data_used * 17 // 16, PAGE)
         if looked:

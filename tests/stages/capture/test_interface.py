@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 import random
 import select
@@ -22,31 +21,25 @@ import pytest
 from broker.core.layout import PACKET_TAG_RESTORED, Geometry
 from broker.core.model import Input, Lane
 from stages.capture.errors import SourceError
+from tests.netns import Namespace, connect, needs_root
 from tests.packets import UDP, ethernet, ipv4, udp
 from tests.stages.capture.support import SLOT, Worker
 from tests.waiting import until
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and packet sockets")]
-
-_CLONE_NEWNET = 0x4000_0000
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+pytestmark = [pytest.mark.root, needs_root]
 
 
 @dataclass
 class Wire:
-    """`far` is sent on, `near` is captured."""
+    """`far` is sent on, `near` is captured; both ends are on one host."""
 
+    host: Namespace
     far: str = "tm-far"
     near: str = "tm-near"
     workers: list[Worker] = field(default_factory=list)
 
     def make(self) -> None:
-        _ip("link", "add", self.far, "mtu", "65535", "type", "veth", "peer", "name", self.near, "mtu", "65535")
-        for name in (self.far, self.near):
-            _ip("link", "set", name, "arp", "off", "up")
+        connect(self.host, self.far, self.host, self.near, mtu=65_535, quiet=True)
 
     def send(self, *frames: bytes) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
@@ -57,20 +50,13 @@ class Wire:
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
-    """The thread of the test moves to a new namespace; it is gone when the thread and every socket have left it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    assert libc.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-    made = Wire()
-    try:
-        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")  # it would send on its own
+    """The test runs on its host."""
+    with contextlib.closing(Namespace()) as host, host.inside():
+        made = Wire(host)
         made.make()
         yield made
-    finally:
         for worker in made.workers:
             worker.die()
-        assert libc.setns(home, _CLONE_NEWNET) == 0
-        os.close(home)
 
 
 def _worker(directory: Path, wire: Wire, *, ring_bytes: int = 16 * 1024 * 1024, lane: Lane | None = None, **sizes: int) -> Worker:
@@ -165,7 +151,7 @@ def test_a_frame_longer_than_the_configured_block_is_counted(tmp_path: Path, wir
 
 
 def test_frames_that_this_host_sends_are_not_captured(tmp_path: Path, wire: Wire) -> None:
-    near, frames = Wire(far=wire.near), [_frame(n) for n in range(20)]
+    near, frames = Wire(wire.host, far=wire.near), [_frame(n) for n in range(20)]
     for lane in (None, Lane(0, (Input("near", "afpacket", SLOT, interface=wire.near),), fanout_group=77, fanout_size=2)):
         worker = _worker(tmp_path, wire, lane=lane).start()
         near.send(*(_frame(1000 + n) for n in range(20)))
@@ -275,9 +261,9 @@ def test_an_interface_that_goes_down_and_up_is_captured_again(tmp_path: Path, wi
     worker = _worker(tmp_path, wire).start()
     wire.send(_frame(1))
     _take(worker, 1)
-    _ip("link", "set", wire.near, "down")
+    wire.host.ip("link", "set", wire.near, "down")
     until(lambda: worker.step() == 0 and not _readable(worker), "the error taken off the socket")
-    _ip("link", "set", wire.near, "up")
+    wire.host.ip("link", "set", wire.near, "up")
     until(lambda: _sent(wire, _frame(2)) and worker.step(), "a packet after the interface came up")
 
 
@@ -285,7 +271,7 @@ def test_an_interface_that_vanishes_is_captured_again_when_it_is_back(tmp_path: 
     """What came before is given, and nobody spins while it is gone."""
     worker = _worker(tmp_path, wire).start()
     wire.send(*(_frame(n) for n in range(3)))
-    _ip("link", "del", wire.far)
+    wire.host.ip("link", "del", wire.far)
     until(lambda: worker.step() == 0 and worker.capture.wait_fd == -1, "the socket closed")
     assert len(worker.records) == 3
     assert worker.capture.due_ns > time.monotonic_ns() - 10**9
@@ -297,7 +283,7 @@ def test_an_interface_that_vanishes_is_captured_again_when_it_is_back(tmp_path: 
 
 def test_stop_ends_the_wait_for_a_lost_interface(tmp_path: Path, wire: Wire) -> None:
     worker = _worker(tmp_path, wire).start()
-    _ip("link", "del", wire.far)
+    wire.host.ip("link", "del", wire.far)
     until(lambda: worker.step() == 0 and worker.capture.wait_fd == -1, "the socket closed")
     worker.capture.stop()
     assert worker.capture.finished
@@ -325,11 +311,11 @@ def test_nothing_to_do_means_nothing_to_wake_up_for(tmp_path: Path, wire: Wire) 
 
 
 def test_an_interface_that_is_missing_or_down_is_refused_in_words(tmp_path: Path, wire: Wire) -> None:
-    missing = _worker(tmp_path, Wire(near="tm-none"))
+    missing = _worker(tmp_path, Wire(wire.host, near="tm-none"))
     with pytest.raises(SourceError, match=r"^tm-none: there is no such interface$"):
         missing.start()
     assert missing.report == "tm-none: there is no such interface\n"
-    _ip("link", "set", wire.near, "down")
+    wire.host.ip("link", "set", wire.near, "down")
     with pytest.raises(SourceError, match=r"^tm-near: the interface is down$"):
         _worker(tmp_path, wire).start()
 
@@ -337,7 +323,7 @@ def test_an_interface_that_is_missing_or_down_is_refused_in_words(tmp_path: Path
 def test_a_restarted_worker_waits_for_an_interface_that_is_missing(tmp_path: Path, wire: Wire) -> None:
     worker = _worker(tmp_path, wire).start()
     worker.die()
-    _ip("link", "del", wire.far)
+    wire.host.ip("link", "del", wire.far)
     worker.start()
     assert worker.step() == 0
     assert worker.capture.wait_fd == -1
