@@ -68,8 +68,10 @@ def file_path(tool: Tool, context: Context) -> Path:
 class FileEgress:
     """One tool's file."""
 
-    def __init__(self, tool: Tool, context: Context, scratch: Scratch, log: Any) -> None:
+    def __init__(self, tool: Tool, context: Context, scratch: Scratch, log: Any, *, overwrite: bool) -> None:
+        """`overwrite`: a file that is there already is begun anew, as when a broker starts; a reload goes on behind what is in it."""
         self.tool = tool
+        self._overwrite = overwrite
         self.path = file_path(tool, context)
         self._header = file_header(LINKTYPE_RAW if tool.tunnel else LINKTYPE_ETHERNET)
         self._counters = context.counters[tool.slot :]
@@ -95,7 +97,10 @@ class FileEgress:
             self._regular = stat.S_ISREG(about.st_mode)
             self._owed = b""
             if not (self._regular and self._resume(about)):
-                self._begin(about)
+                if self._regular and about.st_size and not self._overwrite:
+                    self._append(about)
+                else:
+                    self._begin(about)
         except OSError as error:
             self._down = int(OPENING[error.errno or 0])
             self.close()
@@ -114,12 +119,21 @@ class FileEgress:
         if about.st_size < known:
             self._notices.warn("file_started_anew", f"{about.st_size} bytes long, {known} were written", file=str(self.path))
             return False
-        with self.path.open("rb") as written:
-            if written.read(len(self._header)) != self._header:
-                raise OSError(errno.EEXIST, "holds records of another link type")
+        self._expect_ours()
         os.ftruncate(self._fd, known)
         self._length = known
         return True
+
+    def _append(self, about: os.stat_result) -> None:
+        """OSError if it is not a file that we could have written: nothing of somebody else's is overwritten while traffic flows."""
+        self._expect_ours()
+        self._length = about.st_size
+        self._counters[FILE_BYTES], self._counters[FILE_INODE] = self._length, about.st_ino
+
+    def _expect_ours(self) -> None:
+        with self.path.open("rb") as written:
+            if written.read(len(self._header)) != self._header:
+                raise OSError(errno.EEXIST, "is there already and holds something else")
 
     def _begin(self, about: os.stat_result) -> None:
         if self._regular:
@@ -142,7 +156,7 @@ class FileEgress:
                 rows_at, done, n_rows, scratch.buffer_at, BUFFER_BYTES, scratch.ends_at,
             )  # fmt: skip
             ends = scratch.ends[: after - done]
-            self._progress.value = progress + after
+            self._progress.value = max(self._progress.value, progress + after)
             size = int(ends[-1])
             written, number = self._write(scratch.buffer[:size])
             whole = after - done if written == size else int(np.searchsorted(ends, written, side="right"))

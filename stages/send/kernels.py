@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from broker.core import layout
-from broker.core.layout import TOOLS
+from broker.core.layout import MAX_FRAME_BYTES, TOOLS
 from broker.core.metrics import index
 from stages.jit import kernel
 from stages.memory import add64, copy, load16, load32, load64, store32, store64
@@ -116,7 +116,8 @@ def sort_frames(
         tool = load16(frame + _TOOL)
         headers_end = load32(frame + _HEADER_AT) + load16(frame + _HEADER_LEN)
         data_end = load32(frame + _DATA_AT) + load32(frame + _DATA_LEN)
-        if tool >= TOOLS or load32(frame + _PACKET) >= n_packets or headers_end > header_bytes or data_end > data_bytes:
+        too_long = load32(frame + _DATA_LEN) > MAX_FRAME_BYTES
+        if tool >= TOOLS or load32(frame + _PACKET) >= n_packets or headers_end > header_bytes or data_end > data_bytes or too_long:
             add64(counters_at + 8 * (_DAMAGED + tool % TOOLS), 1)
             continue
         add64(counts_at + 8 * tool, 1)
@@ -174,7 +175,7 @@ def send_frames(job: int) -> int:
     while done < n_rows and answer == 0:
         n = min(n_rows - done, VECTORS)
         fill_vectors(job, done, n)
-        store64(progress_at, progress + done + n)
+        store64(progress_at, max(load64(progress_at), progress + done + n))  # a block done again may end even earlier
         sent = int(sendmmsg(fd, vectors_at, n, _FLAGS))
         reason = load32(errno_location())  # before anything else can change it
         if sent > 0:

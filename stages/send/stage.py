@@ -61,15 +61,16 @@ class Send:
                 del self._egresses[slot]
         for slot, tool in wanted.items():
             if slot not in self._egresses:
-                self._egresses[slot] = self._make_egress(tool)
+                self._egresses[slot] = self._make_egress(tool, first=generation.number == 1)
 
     def _is_mine(self, tool: Tool) -> bool:
         """Does this worker get frames of it? A file belongs to one worker, sockets each has its own."""
         return tool.slot % self._context.n_workers == self._context.worker if tool.file else tool.tunnel is not None
 
-    def _make_egress(self, tool: Tool) -> Egress:
-        kind = FileEgress if tool.file else SocketEgress
-        return kind(tool, self._context, self._scratch, self._log)
+    def _make_egress(self, tool: Tool, *, first: bool) -> Egress:
+        if tool.file:
+            return FileEgress(tool, self._context, self._scratch, self._log, overwrite=first)
+        return SocketEgress(tool, self._context, self._scratch, self._log)
 
     def step(self, batch: Batch) -> int:
         """Deliver or count every frame of this worker. Returns the number of packets in the block."""

@@ -159,11 +159,13 @@ class Sender:
         senders.append(self)
         self.stage.open(self.surroundings.context)
         self.tools: tuple[Tool, ...] = ()
+        self.generation = 0
         self.load(*tools)
 
     def load(self, *tools: Tool) -> None:
         self.tools = tools
-        self.stage.load(generation(*tools))
+        self.generation += 1
+        self.stage.load(generation(*tools, number=self.generation))
 
     def step(self, batch: Batch, *, check: bool = True) -> None:
         s, stage = self.surroundings, self.stage

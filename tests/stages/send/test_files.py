@@ -227,10 +227,29 @@ def test_a_slot_that_another_tool_takes_over_does_not_inherit_the_length(tmp_pat
     one, other = file_tool(0, tmp_path / "one.pcap"), Tool("other", 0, None, str(tmp_path / "other.pcap"))
     sender = Sender(one)
     sender.step(block([one], [payload(60)] * 9))
-    (tmp_path / "other.pcap").write_bytes(payload(9000))
     sender.load(other)
     sender.step(block([other], [payload(60)], seq=1))
     assert [len(records(p)[1]) for p in (tmp_path / "one.pcap", tmp_path / "other.pcap")] == [9, 1]
+
+
+def test_reloads_to_another_file_and_back_keep_what_is_in_both(tmp_path: Path) -> None:
+    a, b = file_tool(0, tmp_path / "a.pcap"), file_tool(0, tmp_path / "b.pcap")
+    sender = Sender(a)
+    for seq, tool in enumerate((a, b, a, b)):
+        if seq:
+            sender.load(tool)
+        sender.step(block([tool], [payload(60 + seq)], seq=seq))
+    assert [[len(data) for _, _, data in records(path)[1]] for path in (tmp_path / "a.pcap", tmp_path / "b.pcap")] == [[60, 62], [61, 63]]
+
+
+def test_a_reload_overwrites_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(payload(9000))
+    sender = Sender(file_tool(0, tmp_path / "mine.pcap"))
+    theirs = file_tool(0, tmp_path / "theirs")
+    sender.load(theirs)
+    sender.step(block([theirs], [payload(60)]))
+    assert (tmp_path / "theirs").read_bytes() == payload(9000)
+    assert sender.drops() == {"tool_down": 1}
 
 
 def test_records_of_another_link_type_are_never_mixed_in(tmp_path: Path) -> None:
