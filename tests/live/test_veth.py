@@ -216,31 +216,27 @@ def flows_in_order(frames: list[bytes], expected: list[bytes]) -> bool:
     return by_flow(frames) == by_flow(expected)
 
 
-def test_what_was_captured_is_delivered_when_it_is_stopped_at_once(wires: Wires, tmp_path: Path) -> None:
-    frames = [f for f in traffic() if Filter(WEB)(f, len(f))]
+def delivered_when_stopped_at_once(wires: Wires, directory: Path, frames: list[bytes]) -> list[bytes]:
+    """What the first tool gets of `frames`; the ledger closes."""
     with contextlib.ExitStack() as stack:
         receiver = Receiver(wires.c, socket.AF_INET)
         stack.callback(receiver.socket.close)
-        broker = start(wires, tmp_path, stack)
+        broker = start(wires, directory, stack)
         send(wires.a, "a0", frames)
         assert broker.stop() == 0
         receiver.take()
-        ledger = broker.ledger()
-    assert ledger["balanced"] is True
-    assert receiver.frames == frames[: len(receiver.frames)]
-    assert len(receiver.frames) == len(frames)
+        assert broker.ledger()["balanced"] is True
+    return receiver.frames
+
+
+def test_what_was_captured_is_delivered_when_it_is_stopped_at_once(wires: Wires, tmp_path: Path) -> None:
+    frames = [f for f in traffic() if Filter(WEB)(f, len(f))]
+    delivered = delivered_when_stopped_at_once(wires, tmp_path, frames)
+    assert delivered == frames[: len(delivered)]
+    assert len(delivered) == len(frames)
 
 
 def test_fragments_of_one_datagram_go_the_way_of_their_flow(wires: Wires, tmp_path: Path) -> None:
     """A later fragment shows no port: it is undetermined for a test of ports, and delivered unless the map says otherwise."""
     pieces = [ethernet(packet) for packet in fragments("10.1.0.1", "10.2.0.1", 6, bytes(range(256)) * 12, size=1000)]
-    with contextlib.ExitStack() as stack:
-        receiver = Receiver(wires.c, socket.AF_INET)
-        stack.callback(receiver.socket.close)
-        broker = start(wires, tmp_path, stack)
-        send(wires.a, "a0", pieces)
-        assert broker.stop() == 0
-        receiver.take()
-        ledger = broker.ledger()
-    assert receiver.frames == pieces[1:]  # the first one shows its ports, and they are others
-    assert ledger["balanced"] is True
+    assert delivered_when_stopped_at_once(wires, tmp_path, pieces) == pieces[1:]  # the first one shows its ports, and they are others

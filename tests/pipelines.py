@@ -1,3 +1,5 @@
+"""Fixtures: a small pipeline in a directory that stands for /dev/shm."""
+
 from __future__ import annotations
 
 import itertools
