@@ -10,8 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TAPMESH_CACHE_DIR", str(ROOT / ".cache" / "tapmesh"))  # before any kernel is imported
 
-pytest_plugins = ("tests.pipelines",)
-
 IN_CI = os.environ.get("CI") == "true"
 ALLOWED_SKIPS: tuple[str, ...] = ()
 """Beginnings of the reasons for which a test may skip in CI. A machine of CI lacks nothing, so there is none."""

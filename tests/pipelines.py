@@ -1,4 +1,4 @@
-"""Fixtures: a small pipeline in a directory that stands for /dev/shm."""
+"""Fixtures: a small pipeline in a directory that stands for /dev/shm. A conftest.py takes them by import."""
 
 from __future__ import annotations
 
