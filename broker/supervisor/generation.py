@@ -20,6 +20,7 @@ from broker.core.errors import TapmeshError
 from broker.core.generations import remove_generations_before, write_generation
 from broker.core.model import Config
 from broker.core.shm import Pipeline
+from broker.supervisor.prepare import refuse_overwriting
 from broker.supervisor.snapshot import Names
 
 Compile = Callable[[Config], bytes]
@@ -67,7 +68,9 @@ class InForce:
         self.slots = remember(config, read_slots(self.pipeline.directory))
 
     def put(self, config: Config) -> None:
-        """Compile, write and switch. ConfigErrors (an expression) or TapmeshError (no room), and then nothing has changed."""
+        """Compile, write and switch. ConfigErrors (an expression) or TapmeshError (no room, or a file would be overwritten), and then
+        nothing has changed."""
+        refuse_overwriting(config)
         config = assign_slots(config, self.config, self.slots)
         image = self.compile_policy(config)
         number = self.number + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,26 @@ def create(name: str, config: Config) -> Pipeline:
         raise
     pipeline.header[0]["supervisor_pid"] = os.getpid()
     return pipeline
+
+
+def refuse_overwriting(config: Config) -> None:
+    """TapmeshError when a tool's file is a file that is played, or another tool's, under whatever name: opening it would empty it."""
+    known = {i: f"input {source.name!r} plays it" for source in config.inputs for path in source.files if (i := _identity(path))}
+    for tool in config.tools:
+        this = _identity(tool.file)
+        if this and this in known:
+            raise TapmeshError(f"tool {tool.name!r}: {tool.file} would be overwritten, but {known[this]}")
+        if this:
+            known[this] = f"tool {tool.name!r} writes it"
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """(device, inode) of a regular file that exists."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return (about.st_dev, about.st_ino) if stat.S_ISREG(about.st_mode) else None
 
 
 def check_room(root: Path, needed: int, n_lanes: int, config: Config) -> None:

@@ -218,3 +218,15 @@ def tapmesh_to(stdout: int, *arguments: object) -> subprocess.CompletedProcess[s
     from tests.cli.tapmesh import COMMAND
 
     return subprocess.run([*COMMAND, *map(str, arguments)], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.mark.parametrize("how", ["the same name", "a symbolic link", "a hard link"])
+def test_a_capture_is_never_its_own_output(tmp_path: Path, source: Path, how: str):
+    out, before = source, source.read_bytes()
+    if how != "the same name":
+        out = tmp_path / "other.pcap"
+        out.symlink_to(source) if "symbolic" in how else out.hardlink_to(source)
+    result = tapmesh("replay", source, "-w", out)
+    assert result.returncode != 0
+    assert f"{out} would be overwritten, but input" in result.stderr
+    assert source.read_bytes() == before
