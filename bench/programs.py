@@ -50,6 +50,17 @@ def scratch() -> Iterator[Path]:
         yield Path(directory)
 
 
+def touch_memory(directory: Path, n_bytes: int) -> None:
+    """Have the machine give us pages, by a file that is written and removed. A guest that touches memory for the first time pays for it
+    several times over, whichever program happens to do it; measured right after this, neither does."""
+    path = directory / "touched"
+    chunk = bytes(1 << 20)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(0, n_bytes, len(chunk)):
+            file.write(chunk)
+    path.unlink()
+
+
 @contextlib.contextmanager
 def sink() -> Iterator[socket.socket]:
     """A UDP socket on loopback that somebody listens on."""
