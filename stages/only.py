@@ -96,6 +96,7 @@ def _await(source: Source) -> None:
 def _write(file: IO[str], rows: Iterator[dict[str, Any]]) -> None:
     for row in rows:
         file.write(json.dumps(row) + "\n")
+    file.flush()  # while a reader that has gone can still be told; at exit nobody could catch it
 
 
 def _rows(stage: str, batch: Batch, config: Config, context: Context) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,17 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path: Path, start: St
     assert process.returncode == 1
 
 
+def test_a_reader_that_has_gone_before_a_short_dump_is_no_traceback(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "in.pcap").write_bytes(pcap([bytes(60)] * 3))
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start(tmp_path / "in.pcap", stdout=writing)
+    os.close(writing)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert b"Exception" not in errors
+    assert process.returncode == 1
+
+
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
