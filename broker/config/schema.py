@@ -221,7 +221,9 @@ Tool = Annotated[
 class Whole(Part):
     """A tapmesh configuration."""
 
-    node: Annotated[str, NAME] = Field("tapmesh", description="name of this broker, and of its pipeline in shared memory")
+    node: Annotated[str, NAME] = Field(
+        "tapmesh", description="name of this broker, for people; the pipeline in shared memory has the name that `tapmesh run --name` says"
+    )
     inputs: dict[Annotated[str, NAME], Input] = Field(
         min_length=1, max_length=layout.INPUTS, description="inputs by name: where traffic comes from"
     )
