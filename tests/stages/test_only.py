@@ -46,7 +46,8 @@ def test_a_reader_that_has_gone_before_a_short_dump_is_no_traceback(tmp_path: Pa
     (tmp_path / "in.pcap").write_bytes(pcap([bytes(60)] * 3))
     reading, writing = os.pipe()
     os.close(reading)
-    process = start(tmp_path / "in.pcap", stdout=writing)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = start(tmp_path / "in.pcap", stdout=writing, env=buffered)
     os.close(writing)
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert b"Exception" not in errors
