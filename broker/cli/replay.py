@@ -21,6 +21,7 @@ from broker.cli.figures import run_figures
 from broker.cli.only import run_only
 from broker.cli.progress import Progress
 from broker.cli.replay_config import parse_plays, replayed, selecting
+from broker.config.scalars import Wrong, pace
 from broker.core import log
 from broker.core.errors import TapmeshError
 from broker.core.layout import STAGES
@@ -41,13 +42,20 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "-w", nargs="+", metavar=("OUT", "EXPRESSION"), dest="select", help="write what matches, as tcpdump -r FILE -w OUT does"
     )
-    sub.add_argument("--pace", metavar="P", help="max (default), recorded, 2x, or packets per second")
+    sub.add_argument("--pace", metavar="P", type=_pace, help="max (default), recorded, 2x, or packets per second")
     sub.add_argument("--only", choices=STAGES, metavar="STAGE", help="run this stage alone, with those before it, in one process")
     sub.add_argument(
         "--dump", metavar="FILE", default="-", help="with --only: what the stage wrote, as JSON lines (default: standard output)"
     )
     sub.add_argument("--json", action="store_true", help="print the ledger as JSON instead of tables")
     sub.set_defaults(main=main)
+
+
+def _pace(word: str) -> str:
+    try:
+        return pace(word)
+    except Wrong as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from None
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -103,6 +111,12 @@ def _conclude(arguments: argparse.Namespace, outcome: Outcome) -> int:
     troubles = [*outcome.source_errors, *outcome.problems]
     if outcome.ledger.in_flight:
         troubles.append(f"{outcome.ledger.in_flight:,} packets and frames were still in flight")
+    for tool in outcome.ledger.tools:
+        unwritten = tool.dropped["tool_down"] + tool.dropped["disk"]
+        if unwritten:
+            troubles.append(
+                f"tool {tool.tool!r}: {unwritten:,} of {tool.wanted_frames:,} frames could not be written; the reason is logged above"
+            )
     for trouble in (*troubles, *outcome.ledger.faults()):
         print(trouble, file=sys.stderr)
     if outcome.stopped_by:

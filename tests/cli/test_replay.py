@@ -230,3 +230,19 @@ def test_a_capture_is_never_its_own_output(tmp_path: Path, source: Path, how: st
     assert result.returncode != 0
     assert f"{out} would be overwritten, but input" in result.stderr
     assert source.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_no_success(tmp_path: Path, source: Path):
+    out = tmp_path / "missing" / "out.pcap"
+    result = tapmesh("replay", source, "-w", out)
+    assert result.returncode == 1
+    assert "tool 'out': 20,000 of 20,000 frames could not be written" in result.stderr
+    assert str(out) in result.stderr
+
+
+@pytest.mark.parametrize("pace", ["abc", "0", "-1", "0x"])
+def test_a_pace_that_is_none_is_refused_before_anything_runs(tmp_path: Path, source: Path, pace: str):
+    result = tapmesh("replay", source, "-w", tmp_path / "out.pcap", f"--pace={pace}")
+    assert result.returncode == 2
+    assert "expected max, recorded, a factor such as 2x" in result.stderr
+    assert not (tmp_path / "out.pcap").exists()
