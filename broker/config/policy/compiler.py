@@ -158,7 +158,7 @@ def _add_fields(builder: Builder, program: Program) -> None:
         if not is_predicate(test):
             for name, ranges in asks(test):
                 asked.setdefault(name, []).append(ranges)
-    head["depth"] = max((getattr(test, "depth", 0) for test in program.tests()), default=0)
+    head["depth"] = max((len(getattr(test, "layer", ())) for test in program.tests()), default=0)
 
     key = _Key()
 

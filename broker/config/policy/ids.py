@@ -46,29 +46,29 @@ def sided(direction: str, test: Callable[[int], Node]) -> Node:
 class Ids:
     sets: Mapping[str, Elements]
 
-    def node(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+    def node(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         """`second`: the length behind ``/`` or the mask."""
         if q.type in ("port", "portrange"):
-            return self.port(token, second, q, depth)
+            return self.port(token, second, q, layer)
         if q.type == "proto":
-            return self.proto(token, second, q, depth)
+            return self.proto(token, second, q, layer)
         if q.protocol == "ether":
             return self.ether(token, second, q)
         if q.protocol not in ("", "ip", "ip6", "arp", "rarp"):
             raise PolicyError(f"'{q.protocol}' has no {q.type or 'host'}: write '{q.protocol} and {_without(q)} ...'", q.at)
         if token.kind == "set":
-            return self.address_set(token, q, depth)
+            return self.address_set(token, q, layer)
         if token.kind == "name":
             raise PolicyError(f"unknown name '{token.text}': names are not looked up: write the address", token.at)
         if token.kind == "mac":
             raise PolicyError(f"'{token.text}' is an Ethernet address: write 'ether host'", token.at)
         if token.kind == "address6":
-            return self.address6(token, second, q, depth)
-        return self.address4(token, second, q, depth)
+            return self.address6(token, second, q, layer)
+        return self.address4(token, second, q, layer)
 
     # ---- addresses
 
-    def address4(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+    def address4(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if q.protocol == "ip6":
             raise PolicyError(f"'{token.text}' is an IPv4 address, but 'ip6' is asked for", token.at)
         if token.kind == "number":
@@ -82,9 +82,9 @@ class Ids:
             if q.type != "net":
                 raise PolicyError(f"a mask makes a net: write '{_net_words(q)} {token.text}...'", token.at)
         kinds = _KINDS4[q.protocol]
-        return sided(q.direction, lambda side: tree.Address4(depth, side, kinds, net, mask))
+        return sided(q.direction, lambda side: tree.Address4(layer, side, kinds, net, mask))
 
-    def address6(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+    def address6(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if q.protocol not in ("", "ip6"):
             raise PolicyError(f"'{token.text}' is an IPv6 address, but '{q.protocol}' is asked for", token.at)
         prefix = 128
@@ -96,9 +96,9 @@ class Ids:
                 raise PolicyError(f"'{token.text}' has bits set behind its first {prefix}", token.at)
             if q.type != "net" and prefix != 128:
                 raise PolicyError(f"a length makes a net: write '{_net_words(q)} {token.text}/{prefix}'", token.at)
-        return sided(q.direction, lambda side: tree.Address6(depth, side, token.value, prefix))
+        return sided(q.direction, lambda side: tree.Address6(layer, side, token.value, prefix))
 
-    def address_set(self, token: Token, q: Qualifiers, depth: int) -> Node:
+    def address_set(self, token: Token, q: Qualifiers, layer: tree.Layer) -> Node:
         elements = self.elements(token, "addresses", q)
         if q.type == "host" and elements.net:
             raise PolicyError(f"set '{token.text}' has the net {elements.net}: write '{_net_words(q)} ${token.text}'", token.at)
@@ -107,11 +107,11 @@ class Ids:
             if q.protocol == "ip6":
                 raise PolicyError(f"set '{token.text}' has IPv4 addresses, but 'ip6' is asked for", token.at)
             kinds = _KINDS4[q.protocol]
-            parts.append(sided(q.direction, lambda side: tree.Address4Set(depth, side, kinds, elements.ranges4)))
+            parts.append(sided(q.direction, lambda side: tree.Address4Set(layer, side, kinds, elements.ranges4)))
         if elements.ranges6:
             if q.protocol not in ("", "ip6"):
                 raise PolicyError(f"set '{token.text}' has IPv6 addresses, but '{q.protocol}' is asked for", token.at)
-            parts.append(sided(q.direction, lambda side: tree.Address6Set(depth, side, elements.ranges6)))
+            parts.append(sided(q.direction, lambda side: tree.Address6Set(layer, side, elements.ranges6)))
         return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
     def elements(self, token: Token, wanted: str, q: Qualifiers) -> Elements:
@@ -139,7 +139,7 @@ class Ids:
 
     # ---- ports and protocols
 
-    def port(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+    def port(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if q.protocol not in _PORT_BITS:
             raise PolicyError(f"'{q.protocol} {q.type}' does not exist: ports are tcp, udp or sctp", q.at)
         bits = _PORT_BITS[q.protocol]
@@ -154,7 +154,7 @@ class Ids:
             bits &= known
         else:
             raise PolicyError(f"'{token.text}' is not a port", token.at)
-        return sided(q.direction, lambda side: tree.Port(depth, side, bits, ranges))
+        return sided(q.direction, lambda side: tree.Port(layer, side, bits, ranges))
 
     def one_port(self, token: Token, q: Qualifiers) -> tuple[int, int, int]:
         try:
@@ -167,11 +167,11 @@ class Ids:
             raise PolicyError(str(error), token.at) from None
         return number, number, known
 
-    def proto(self, token: Token, second: Token | None, q: Qualifiers, depth: int) -> Node:
+    def proto(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if token.kind not in ("number", "name") or second is not None:
             raise PolicyError(f"'{token.text}' is not a protocol: expected a number or \\name", token.at)
         if q.protocol == "ether":
-            return self.ethertype(token, depth)
+            return self.ethertype(token, layer)
         if q.protocol == "iso":
             raise PolicyError("'iso proto' is not supported yet", q.at)
         if q.protocol not in _PROTO_KINDS:
@@ -179,9 +179,9 @@ class Ids:
         if token.kind == "name" and token.text not in PROTOCOLS:
             raise PolicyError(f"unknown protocol '{token.text}': write its number", token.at)
         value = token.value if token.kind == "number" else PROTOCOLS[token.text]
-        return tree.Protocol(depth, _PROTO_KINDS[q.protocol], value)
+        return tree.Protocol(layer, _PROTO_KINDS[q.protocol], value)
 
-    def ethertype(self, token: Token, depth: int) -> Node:
+    def ethertype(self, token: Token, layer: tree.Layer) -> Node:
         if token.kind == "name" and token.text not in ETHERTYPES:
             raise PolicyError(f"unknown or not yet supported ethertype '{token.text}'", token.at)
         value = token.value if token.kind == "number" else ETHERTYPES[token.text]
@@ -190,10 +190,10 @@ class Ids:
         if value in (0x809B, 0x80F3, 0xE0):
             raise PolicyError(f"ethertype {token.text} (AppleTalk, IPX) also comes in SNAP frames, which is not supported yet", token.at)
         if value >= _ETHERTYPE_MIN:
-            return tree.EtherType(depth, value)
+            return tree.EtherType(layer, value)
         if value in (0x06, 0xF0, 0xFE):  # libpcap wants these in both service access points
-            return tree.Llc(depth, value << 8 | value, True)
-        return tree.Llc(depth, value, False)
+            return tree.Llc(layer, value << 8 | value, True)
+        return tree.Llc(layer, value, False)
 
 
 def _number_net(token: Token, second: Token | None, q: Qualifiers) -> tuple[int, int]:

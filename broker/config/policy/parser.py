@@ -42,7 +42,7 @@ class Parser:
     tokens: list[Token]
     ids: Ids
     at: int = 0
-    depth: int = 0  # VLAN tags taken for granted from here on
+    layer: tree.Layer = ()  # of what stands from here on
     nesting: int = 0
 
     def parse(self) -> Node:
@@ -194,13 +194,13 @@ class Parser:
 
     def protocol_alone(self, word: str, token: Token) -> Node:
         if word in _ETHERTYPE:
-            return tree.EtherType(self.depth, _ETHERTYPE[word])
+            return tree.EtherType(self.layer, _ETHERTYPE[word])
         if word in _DEC:
-            return tree.EtherType(self.depth, _DEC[word])
+            return tree.EtherType(self.layer, _DEC[word])
         if word in _LLC:
-            return tree.Llc(self.depth, *_LLC[word])
+            return tree.Llc(self.layer, *_LLC[word])
         if word in _PROTOCOL:
-            return tree.Protocol(self.depth, *_PROTOCOL[word])
+            return tree.Protocol(self.layer, *_PROTOCOL[word])
         if self.is_mark("["):
             raise self.unexpected("'host' or 'proto'")
         raise PolicyError(f"'{word}' alone says nothing: expected 'ether host', 'ether proto', ...", token.at)
@@ -210,7 +210,7 @@ class Parser:
         if protocol in ("", "ether"):
             return tree.Mac(tree.DESTINATION, (1 << 48) - 1) if token.text == "broadcast" else tree.MacGroup()
         if token.text == "multicast" and protocol in ("ip", "ip6"):
-            return tree.Multicast(self.depth, IP if protocol == "ip" else IP6)
+            return tree.Multicast(self.layer, IP if protocol == "ip" else IP6)
         if protocol == "ip":
             raise PolicyError("'ip broadcast' needs a netmask, and mirrored traffic has none: write 'dst host' and the address", start.at)
         raise PolicyError(f"'{protocol} {token.text}' does not exist", start.at)
@@ -252,15 +252,15 @@ class Parser:
             if self.peek().kind != "address4":
                 raise self.unexpected("the mask, as an address")
             second = self.next()
-        return self.ids.node(token, second, qualifiers, self.depth), qualifiers
+        return self.ids.node(token, second, qualifiers, self.layer), qualifiers
 
     # ---- vlan, len
 
     def vlan(self) -> Node:
         token = self.next()
-        if self.depth >= MAX_TAGS:
+        if len(self.layer) >= MAX_TAGS:
             raise PolicyError(f"more than {MAX_TAGS} VLAN tags", token.at)
-        node: Node = tree.Tagged(self.depth)
+        node: Node = tree.Tagged(self.layer)
         opened = 0
         while self.is_mark("("):
             self.next()
@@ -270,10 +270,10 @@ class Parser:
             value = self.number()
             if value > 4095:
                 raise PolicyError(f"VLAN {value} is above 4095", number.at)
-            node = And((node, tree.VlanId(self.depth, value)))
+            node = And((node, tree.VlanId(self.layer, value)))
         for _ in range(opened):
             self.close()
-        self.depth += 1
+        self.layer = (*self.layer, tree.VLAN)
         return node
 
     def only_length(self) -> PolicyError:

@@ -79,7 +79,7 @@ class Program:
         found = set()
         for i, row in enumerate(self.rows):
             tags = known[i] if reached[i] else 0  # unreached: the first row of a map
-            depth = getattr(row.test, "depth", 0)
+            depth = len(getattr(row.test, "layer", ()))
             if depth > tags:
                 found.add(i)
             is_next_tag = isinstance(row.test, tree.Tagged) and depth == tags
@@ -119,7 +119,8 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
     if isinstance(test, bool):
         out["op"] = image.OP_ALWAYS if test else image.OP_NEVER
         return
-    for name in ("depth", "side", "kinds", "protocols"):
+    out["depth"] = len(getattr(test, "layer", ()))
+    for name in ("side", "kinds", "protocols"):
         out[name] = getattr(test, name, 0)
     match test:
         case tree.EtherType():

@@ -1,9 +1,10 @@
 """What an expression says: a tree of AND, OR and NOT over tests. Frozen, hashable values; equal tests are one test for the compiler.
 
-Every test that looks behind the MAC addresses has a `depth`: the number of VLAN tags it takes for granted, which is the number of
-``vlan`` words left of it. That is libpcap's rule, and like libpcap we do not ask whether the tags are there.
+Every test that looks behind the MAC addresses has a `layer`: the steps that lead from the start of the frame to the link-layer payload
+that the test is about. Each ``vlan``, ``mpls``, ``pppoes`` and ``geneve`` left of it adds a step; that is libpcap's rule, and like libpcap
+we do not ask whether the header that a step goes over is there. ``inner (...)`` adds a step that does ask.
 
-Order matters. AND and OR stop at the first operand that decides; an operand that cannot be answered ends the whole expression.
+Order matters only where a packet is cut: see README.md.
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ from typing import TypeAlias
 SOURCE, DESTINATION = 0, 1
 IP, ARP, RARP, IP6 = 1, 2, 4, 8  # bits: ethertypes that a test is about
 
+Layer: TypeAlias = tuple[int, ...]
+VLAN, MPLS, PPPOE, GENEVE, INNER = 1, 2, 3, 4, 5
+"""Steps of a layer: over a tag, a label, a PPPoE session header, an outer packet with Geneve in UDP, or into whatever tunnel there is."""
+MAX_STEPS = 8
+
+
+def tags(layer: Layer) -> int:
+    """How many VLAN tags lead there; -1 when anything else does."""
+    return len(layer) if all(step == VLAN for step in layer) else -1
+
 
 @dataclass(frozen=True, slots=True)
 class EtherType:
-    depth: int
+    layer: Layer
     value: int
 
 
@@ -25,7 +36,7 @@ class EtherType:
 class Llc:
     """An IEEE 802.3 length instead of an ethertype, and `value` in the DSAP (`wide`: DSAP and SSAP)."""
 
-    depth: int
+    layer: Layer
     value: int
     wide: bool
 
@@ -34,18 +45,18 @@ class Llc:
 class Tagged:
     """0x8100, 0x88a8 or 0x9100 stands where the ethertype would."""
 
-    depth: int
+    layer: Layer
 
 
 @dataclass(frozen=True, slots=True)
 class VlanId:
-    depth: int
+    layer: Layer
     value: int
 
 
 @dataclass(frozen=True, slots=True)
 class Address4:
-    depth: int
+    layer: Layer
     side: int
     kinds: int
     net: int
@@ -56,7 +67,7 @@ class Address4:
 class Address4Set:
     """`ranges`: sorted, disjoint (first, last)."""
 
-    depth: int
+    layer: Layer
     side: int
     kinds: int
     ranges: tuple[tuple[int, int], ...]
@@ -64,7 +75,7 @@ class Address4Set:
 
 @dataclass(frozen=True, slots=True)
 class Address6:
-    depth: int
+    layer: Layer
     side: int
     net: int
     prefix: int
@@ -72,7 +83,7 @@ class Address6:
 
 @dataclass(frozen=True, slots=True)
 class Address6Set:
-    depth: int
+    layer: Layer
     side: int
     ranges: tuple[tuple[int, int], ...]
 
@@ -81,7 +92,7 @@ class Address6Set:
 class Protocol:
     """IPv4 protocol, or IPv6 next header, also that of a fragment header which follows directly."""
 
-    depth: int
+    layer: Layer
     kinds: int
     value: int
 
@@ -90,7 +101,7 @@ class Protocol:
 class Port:
     """`protocols`: bits TCP, UDP, SCTP."""
 
-    depth: int
+    layer: Layer
     side: int
     protocols: int
     ranges: tuple[tuple[int, int], ...]
@@ -109,7 +120,7 @@ class MacGroup:
 
 @dataclass(frozen=True, slots=True)
 class Multicast:
-    depth: int
+    layer: Layer
     kind: int  # IP or IP6
 
 
@@ -119,6 +130,68 @@ class Length:
 
     first: int
     last: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFragment:
+    """IPv4: the fragment offset is 0, as any test of what the payload begins with needs. Elsewhere: true."""
+
+    layer: Layer
+
+
+@dataclass(frozen=True, slots=True)
+class ProtoChain:
+    """`value` anywhere in the chain of IPv4 AH or IPv6 extension headers, as libpcap walks it."""
+
+    layer: Layer
+    kinds: int  # IP or IP6
+    value: int
+
+
+# ---- numbers, for comparisons: 32 bits unsigned, as libpcap computes
+
+LINK, NETWORK, TRANSPORT, BEHIND6, L4, PAYLOAD = range(6)
+"""What the offset of a `Load` counts from: the link-layer header; its payload; behind the IPv4 header (IHL words; what ``tcp[0]`` means);
+behind the fixed IPv6 header (``icmp6[0]``); ours: the transport header, wherever the IPv6 chain puts it; what follows that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class WireLength:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`size` (1, 2, 4) bytes in network order at `index` behind the `base` of the layer. Undetermined where they are not there."""
+
+    layer: Layer
+    base: int
+    index: Arithmetic
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    operator: str  # + - * / % & | ^ << >>
+    left: Arithmetic
+    right: Arithmetic
+
+
+Arithmetic: TypeAlias = Number | WireLength | Load | Binary
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """The other relations are these with sides swapped or negated. A division by zero is undetermined (libpcap rejects the packet)."""
+
+    left: Arithmetic
+    relation: str  # "=", ">", ">="
+    right: Arithmetic
 
 
 Test: TypeAlias = (
@@ -136,6 +209,9 @@ Test: TypeAlias = (
     | MacGroup
     | Multicast
     | Length
+    | FirstFragment
+    | ProtoChain
+    | Compare
 )
 
 

@@ -83,7 +83,7 @@ def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
         return number(data, 6 if node.side == t.SOURCE else 0, 6) == node.value
     if isinstance(node, t.MacGroup):
         return number(data, 0, 1) % 2 == 1
-    l3 = 14 + 4 * node.depth
+    l3 = 14 + 4 * len(node.layer)
     if isinstance(node, t.VlanId):
         return number(data, l3, 2) % 4096 == node.value
     ethertype = number(data, l3 - 2, 2)
