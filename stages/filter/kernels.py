@@ -1,36 +1,37 @@
-"""One block of packets: parse, class, look up, and on a miss run the program.
+"""One block of packets: parse, class, look up, and on a miss run the rules that are left.
 
 | kernel | does |
 |---|---|
 | judge_block | VERDICT rows and BLOCK.n_wanted of a block, and its counters; returns packets judged |
-| judge_packet | the program of every map over one packet -> the number of its outcome |
 """
 
 from __future__ import annotations
 
 from broker.config.policy import image
-from broker.config.policy.image import DROP, IMAGE, NONE, PASS
+from broker.config.policy.image import IMAGE
 from broker.core import layout
-from broker.core.layout import CAUSE_COLLECTED, CAUSE_FILTERED, CAUSE_FORWARDED, CAUSE_RULE, CAUSE_UNDETERMINED, INPUTS, TOOLS
+from broker.core.layout import CAUSE_COLLECTED, CAUSE_FILTERED, CAUSE_RULE, CAUSE_UNDETERMINED
 from broker.core.metrics import index
 from stages.filter.classes import pack_keys
-from stages.filter.program import run_map
+from stages.filter.index import judge_packet
+from stages.filter.program import TEST_BYTES
+from stages.filter.rules import answer_test
 from stages.filter.state import (
-    BITS_PER_MAP,
     CHUNK,
+    MAX_ASKED,
     MEMO,
+    NODE,
     OUTCOME,
     POLICY_KEY_BUCKET,
     POLICY_KEY_BYTES,
+    RESULT_BITS,
     RESULT_DROP,
-    RESULT_NONE,
     RESULT_PASS,
     RESULT_UNDETERMINED,
-    RESULT_WORDS,
     STATE,
 )
 from stages.jit import kernel
-from stages.memory import add64, copy, load8, load16, load32, load64, mix, shift_right, store32, store64
+from stages.memory import add64, copy, load8, load32, load64, store32, store64, trailing_zeros
 from stages.wire.key import KEY
 from stages.wire.parse import parse_packets
 
@@ -39,35 +40,35 @@ assert OUTCOME.fields is not None
 assert IMAGE.fields is not None
 assert KEY.fields is not None
 assert MEMO.fields is not None
+assert NODE.fields is not None
 assert image.MAP.fields is not None
 assert layout.BLOCK.fields is not None
 assert layout.PACKET.fields is not None
 assert layout.VERDICT.fields is not None
 
-_ROWS_AT, _KEYS_AT, _OUTCOMES_AT = (STATE.fields[name][1] for name in ("rows_at", "keys_at", "outcomes_at"))
-_N_OUTCOMES, _INDEX_AT, _INDEX_MASK = (STATE.fields[name][1] for name in ("n_outcomes", "index_at", "index_mask"))
-_TOUCHED_AT, _N_TOUCHED, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched_at", "n_touched", "memo_at", "memo_mask"))
-_SEED, _USE_MEMO, _N_RUNS = (STATE.fields[name][1] for name in ("seed", "use_memo", "n_runs"))
+_ROWS_AT, _KEYS_AT, _OUTCOMES_AT, _OUTCOME_BYTES = (
+    STATE.fields[name][1] for name in ("rows_at", "keys_at", "outcomes_at", "outcome_bytes")
+)
+_TOUCHED_AT, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched_at", "memo_at", "memo_mask"))
+_NODES_AT, _N_NODES, _MAX_NODES = (STATE.fields[name][1] for name in ("nodes_at", "n_nodes", "max_nodes"))
+_ASKED_AT, _N_ASKED = (STATE.fields[name][1] for name in ("asked_at", "n_asked"))
+_SEED, _USE_MEMO = (STATE.fields[name][1] for name in ("seed", "use_memo"))
 
 _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict", "cause", "undetermined"))
 _WANTED, _PACKETS, _BYTES = (OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes"))
-_OUTCOME_BYTES = OUTCOME.itemsize
-_MAPS_PER_WORD = 64 // BITS_PER_MAP
-_MAP_SHIFT = _MAPS_PER_WORD.bit_length() - 1
+_RESULTS = OUTCOME.itemsize
 
-_N_MAPS, _MAPS_AT, _TESTS_AT = (IMAGE.fields[name][1] for name in ("n_maps", "maps_at", "tests_at"))
-_COLLECTOR, _MEMO = IMAGE.fields["collector"][1], IMAGE.fields["memo"][1]
-_FIRST, _INPUTS, _TOOLS, _SLOT = (image.MAP.fields[name][1] for name in ("first", "inputs", "tools", "slot"))
-_DELIVER, _MAP_BYTES = image.MAP.fields["deliver"][1], image.MAP.itemsize
+_N_MAPS, _MAPS_AT, _TESTS_AT, _PREDICATES_AT = (IMAGE.fields[name][1] for name in ("n_maps", "maps_at", "tests_at", "predicates_at"))
+_SLOT, _MAP_BYTES = image.MAP.fields["slot"][1], image.MAP.itemsize
 
 _KEY_BYTES = KEY.itemsize
-_KEY_AT, _KEY_CAPLEN = KEY.fields["at"][1], KEY.fields["caplen"][1]
 _KEY_FLOW, _KEY_ODD = KEY.fields["flow"][1], KEY.fields["odd"][1]
-_ENTRY_BYTES, _ENTRY_OUTCOME = MEMO.itemsize, MEMO.fields["outcome"][1]
+_ENTRY_BYTES, _ENTRY_LINK = MEMO.itemsize, MEMO.fields["link"][1]
+_NODE_BYTES, _LINKS = NODE.itemsize, NODE.fields["links"][1]
 
 _BLOCK_N_PACKETS, _BLOCK_N_WANTED = layout.BLOCK.fields["n_packets"][1], layout.BLOCK.fields["n_wanted"][1]
 _PACKET_BYTES, _VERDICT_BYTES = layout.PACKET.itemsize, layout.VERDICT.itemsize
-_PACKET_WIRELEN, _PACKET_INPUT = layout.PACKET.fields["wirelen"][1], layout.PACKET.fields["input"][1]
+_PACKET_WIRELEN = layout.PACKET.fields["wirelen"][1]
 _OUT_VERDICT, _OUT_FLOW, _OUT_CAUSE = (layout.VERDICT.fields[name][1] for name in ("verdict", "flow", "cause"))
 
 _JUDGED, _FORWARDED, _COLLECTED = (8 * index("filter", f"{name}_packets") for name in ("judged", "forwarded", "collected"))
@@ -79,110 +80,84 @@ _MAP_UNDETERMINED, _TOOL_WANTED = 8 * index("filter", "map_undetermined_packets"
 
 
 @kernel
-def _run_maps(scratch: int, image_at: int, frame: int, caplen: int, wirelen: int, input_slot: int) -> None:
-    """`scratch`: a zeroed OUTCOME that gets everything but the counts."""
-    maps, tests_at = image_at + load64(image_at + _MAPS_AT), image_at + load64(image_at + _TESTS_AT)
-    verdict, dropped, undetermined = 0, 0, 0
-    for m in range(load64(image_at + _N_MAPS)):
-        row = maps + m * _MAP_BYTES
-        inputs = load64(row + _INPUTS)
-        if inputs != -1 and (input_slot >= INPUTS or (shift_right(inputs, input_slot) & 1) == 0):
-            continue
-        answer = run_map(load64(row + _FIRST), tests_at, image_at, frame, caplen, wirelen)
-        result = RESULT_NONE
-        if answer == PASS:
-            result = RESULT_PASS
-            verdict |= load64(row + _TOOLS)
-        elif answer == DROP:
-            result = RESULT_DROP
-            dropped = 1
-        elif answer != NONE:
-            result = RESULT_UNDETERMINED
-            undetermined |= 1
-            if load64(row + _DELIVER):
-                verdict |= load64(row + _TOOLS)
-            else:
-                undetermined |= 2
-        word = scratch + 8 * (m >> _MAP_SHIFT)
-        store64(word, load64(word) | result << (BITS_PER_MAP * (m & (_MAPS_PER_WORD - 1))))
-    cause = CAUSE_FORWARDED
-    if verdict == 0:
-        if dropped:
-            cause = CAUSE_RULE
-        elif undetermined & 2:
-            cause = CAUSE_UNDETERMINED
-        else:
-            verdict = load64(image_at + _COLLECTOR)
-            cause = CAUSE_FILTERED if verdict == 0 else CAUSE_COLLECTED
-    wanted = 0
-    for t in range(TOOLS):
-        wanted += shift_right(verdict, t) & 1
-    store64(scratch + _VERDICT, verdict)
-    store64(scratch + _CAUSE, cause)
-    store64(scratch + _UNDETERMINED, undetermined & 1)
-    store64(scratch + _WANTED, wanted)
-
-
-@kernel
-def _same_results(one: int, two: int) -> bool:
-    differences = 0
-    for word in range(RESULT_WORDS):
-        differences |= load64(one + 8 * word) ^ load64(two + 8 * word)
-    return differences == 0
-
-
-@kernel
-def judge_packet(state: int, image_at: int, frame: int, caplen: int, wirelen: int, input_slot: int) -> int:
-    """There is always room for one more outcome: `State.make_room` saw to it before the block."""
-    add64(state + _N_RUNS, 1)
-    outcomes, n_outcomes = load64(state + _OUTCOMES_AT), load64(state + _N_OUTCOMES)
-    scratch = outcomes + n_outcomes * _OUTCOME_BYTES
-    for word in range(RESULT_WORDS):
-        store64(scratch + 8 * word, 0)
-    _run_maps(scratch, image_at, frame, caplen, wirelen, input_slot)
-    place = load64(state + _SEED)
-    for word in range(RESULT_WORDS):
-        place = mix(place ^ load64(scratch + 8 * word), 0x2545F4914F6CDD1D)
-    index_at, mask = load64(state + _INDEX_AT), load64(state + _INDEX_MASK)
-    place &= mask
-    while True:  # at most a quarter of the index is in use
-        known = load64(index_at + 8 * place) - 1
-        if known < 0:
-            break
-        if _same_results(outcomes + known * _OUTCOME_BYTES, scratch):
-            return known
-        place = (place + 1) & mask
-    store64(scratch + _PACKETS, 0)
-    store64(scratch + _BYTES, 0)
-    store64(index_at + 8 * place, n_outcomes + 1)
-    store64(state + _N_OUTCOMES, n_outcomes + 1)
-    return n_outcomes
-
-
-@kernel
-def _recall(entry: int, key: int) -> int:
-    """Outcome of the key if this memo entry is about it, else -1."""
+def _link_of(entry: int, key: int) -> int:
+    """Address of the link if this memo entry is about the key, else 0."""
     if load64(entry) == load64(key) and load64(entry + 8) == load64(key + 8) and load64(entry + 16) == load64(key + 16):
-        return load64(entry + _ENTRY_OUTCOME) - 1
-    return -1
+        return entry + _ENTRY_LINK
+    return 0
+
+
+@kernel
+def _follow(link: int, state: int, image_at: int, row: int, packet: int) -> int:
+    """Asks the predicates on the way; returns the address of a link that is an outcome, or not known."""
+    value = load64(link)
+    while value < 0:  # a node has a higher number than the one that leads to it
+        node = load64(state + _NODES_AT) - (value + 1) * _NODE_BYTES
+        asked = load64(node)
+        test = load32(image_at + load64(image_at + _PREDICATES_AT) + 4 * (asked >> 1))
+        at = image_at + load64(image_at + _TESTS_AT) + test * TEST_BYTES
+        link = node + _LINKS + 8 * answer_test(at, image_at, row, packet, asked & 1, state)
+        value = load64(link)
+    return link
+
+
+@kernel
+def _remember(link: int, state: int, outcome: int) -> None:
+    """What was asked for this packet leads to its outcome. Full: it is not remembered, and `State.make_room` forgets all."""
+    n_asked = load64(state + _N_ASKED)
+    if n_asked > MAX_ASKED or load64(state + _N_NODES) + n_asked > load64(state + _MAX_NODES):
+        return
+    for i in range(n_asked):
+        entry, value = load64(load64(state + _ASKED_AT) + 8 * i), load64(link)
+        if value == 0:
+            number = load64(state + _N_NODES)
+            store64(state + _N_NODES, number + 1)
+            value = -(number + 1)
+            node = load64(state + _NODES_AT) + number * _NODE_BYTES
+            store64(node, entry >> 2)
+            for answer in range(3):
+                store64(node + _LINKS + 8 * answer, 0)
+            store64(link, value)
+        link = load64(state + _NODES_AT) - (value + 1) * _NODE_BYTES + _LINKS + 8 * (entry & 3)
+    store64(link, outcome + 1)
 
 
 @kernel
 def _outcome_of(state: int, image_at: int, row: int, key: int, packet: int, use_memo: int) -> int:
-    frame, caplen = load64(row + _KEY_AT), load32(row + _KEY_CAPLEN)
-    wirelen, input_slot = load32(packet + _PACKET_WIRELEN), load16(packet + _PACKET_INPUT)
     if use_memo == 0 or load8(row + _KEY_ODD) != 0:
-        return judge_packet(state, image_at, frame, caplen, wirelen, input_slot)
+        return judge_packet(state, image_at, row, key, packet)
     bucket = load64(state + _MEMO_AT) + load64(key + POLICY_KEY_BUCKET) * 2 * _ENTRY_BYTES
-    outcome = _recall(bucket, key)
-    if outcome < 0:
-        outcome = _recall(bucket + _ENTRY_BYTES, key)
-    if outcome < 0:
-        outcome = judge_packet(state, image_at, frame, caplen, wirelen, input_slot)
+    start = _link_of(bucket, key)
+    if start == 0:
+        start = _link_of(bucket + _ENTRY_BYTES, key)
+    if start != 0:
+        outcome = load64(_follow(start, state, image_at, row, packet)) - 1
+        if outcome >= 0:
+            return outcome
+    outcome = judge_packet(state, image_at, row, key, packet)
+    if start == 0:
         copy(bucket + _ENTRY_BYTES, bucket, _ENTRY_BYTES)  # the older of both goes
-        copy(bucket, key, _ENTRY_OUTCOME)
-        store64(bucket + _ENTRY_OUTCOME, outcome + 1)
+        copy(bucket, key, _ENTRY_LINK)
+        start = bucket + _ENTRY_LINK
+        store64(start, 0)
+    _remember(start, state, outcome)
     return outcome
+
+
+@kernel
+def _count_maps(outcome: int, image_at: int, counters: int, n: int, n_bytes: int) -> None:
+    maps = image_at + load64(image_at + _MAPS_AT)
+    for m in range(load64(image_at + _N_MAPS)):
+        result = load32(outcome + _RESULTS + 4 * m) & ((1 << RESULT_BITS) - 1)
+        slot = 8 * load64(maps + m * _MAP_BYTES + _SLOT)
+        if result == RESULT_PASS:
+            add64(counters + _MAP_PASSED + slot, n)
+            add64(counters + _MAP_PASSED_BYTES + slot, n_bytes)
+        elif result == RESULT_DROP:
+            add64(counters + _MAP_DROPPED + slot, n)
+            add64(counters + _MAP_DROPPED_BYTES + slot, n_bytes)
+        elif result == RESULT_UNDETERMINED:
+            add64(counters + _MAP_UNDETERMINED + slot, n)
 
 
 @kernel
@@ -203,21 +178,10 @@ def _count(outcome: int, image_at: int, counters: int) -> None:
         add64(counters + _DROPPED_UNDETERMINED, n)
     if load64(outcome + _UNDETERMINED):
         add64(counters + _UNDETERMINED_PACKETS, n)
-    for t in range(TOOLS):
-        if shift_right(verdict, t) & 1:
-            add64(counters + _TOOL_WANTED + 8 * t, n)
-    maps = image_at + load64(image_at + _MAPS_AT)
-    for m in range(load64(image_at + _N_MAPS)):
-        result = shift_right(load64(outcome + 8 * (m >> _MAP_SHIFT)), BITS_PER_MAP * (m & (_MAPS_PER_WORD - 1))) & 3
-        slot = 8 * load64(maps + m * _MAP_BYTES + _SLOT)
-        if result == RESULT_PASS:
-            add64(counters + _MAP_PASSED + slot, n)
-            add64(counters + _MAP_PASSED_BYTES + slot, n_bytes)
-        elif result == RESULT_DROP:
-            add64(counters + _MAP_DROPPED + slot, n)
-            add64(counters + _MAP_DROPPED_BYTES + slot, n_bytes)
-        elif result == RESULT_UNDETERMINED:
-            add64(counters + _MAP_UNDETERMINED + slot, n)
+    while verdict != 0:
+        add64(counters + _TOOL_WANTED + 8 * trailing_zeros(verdict), n)
+        verdict &= verdict - 1
+    _count_maps(outcome, image_at, counters, n, n_bytes)
     store64(outcome + _PACKETS, 0)
     store64(outcome + _BYTES, 0)
 
@@ -228,20 +192,17 @@ def judge_block(
 ) -> int:
     n_packets = max(0, min(load64(block + _BLOCK_N_PACKETS), max_packets))
     rows, keys, outcomes = load64(state + _ROWS_AT), load64(state + _KEYS_AT), load64(state + _OUTCOMES_AT)
-    use_memo = load64(state + _USE_MEMO) & load64(image_at + _MEMO)
+    use_memo, size = load64(state + _USE_MEMO), load64(state + _OUTCOME_BYTES)
     touched, n_touched, n_wanted = load64(state + _TOUCHED_AT), 0, 0
     for first in range(0, n_packets, CHUNK):
         last = min(first + CHUNK, n_packets)
         parse_packets(packets, first, last, data, data_bytes, rows)
-        if use_memo:
-            chunk = packets + first * _PACKET_BYTES
-            pack_keys(
-                keys, image_at, rows, chunk, last - first, load64(state + _SEED), load64(state + _MEMO_AT), load64(state + _MEMO_MASK)
-            )
+        chunk = packets + first * _PACKET_BYTES
+        pack_keys(keys, image_at, rows, chunk, last - first, load64(state + _SEED), load64(state + _MEMO_AT), load64(state + _MEMO_MASK))
         for i in range(first, last):
             row, key, packet = rows + (i - first) * _KEY_BYTES, keys + (i - first) * POLICY_KEY_BYTES, packets + i * _PACKET_BYTES
             number = _outcome_of(state, image_at, row, key, packet, use_memo)
-            outcome, verdict = outcomes + number * _OUTCOME_BYTES, verdicts + i * _VERDICT_BYTES
+            outcome, verdict = outcomes + number * size, verdicts + i * _VERDICT_BYTES
             if load64(outcome + _PACKETS) == 0:
                 store64(touched + 8 * n_touched, number)
                 n_touched += 1
@@ -252,6 +213,6 @@ def judge_block(
             store32(verdict + _OUT_FLOW, load32(row + _KEY_FLOW))
             store32(verdict + _OUT_CAUSE, load64(outcome + _CAUSE))  # and the padding behind it
     for i in range(n_touched):
-        _count(outcomes + load64(touched + 8 * i) * _OUTCOME_BYTES, image_at, counters)
+        _count(outcomes + load64(touched + 8 * i) * size, image_at, counters)
     store64(block + _BLOCK_N_WANTED, n_wanted)
     return n_packets

@@ -1,9 +1,11 @@
-"""The exact program: tests asked of the packet's own bytes, as libpcap asks them.
+"""Tests asked of the packet's own bytes, as libpcap asks them.
 
 | kernel | does |
 |---|---|
-| run_test | one TEST row -> FALSE, TRUE, or UNDETERMINED where it would read beyond `caplen` (or a fragment hides the ports) |
-| run_map | the tests of a map from row `first` -> PASS, DROP, NONE or CANNOT_TELL |
+| run_test | one TEST row -> FALSE, TRUE, or UNDETERMINED where it would read beyond `caplen` |
+
+What a fragment hides is FALSE to a map that follows libpcap (`libpcap` 1). To the others it is UNDETERMINED; but of a fragment whose first
+is known, and behind an IPv6 fragment header, they get the ports and details that the KEY row has.
 
 Nothing is remembered and nothing is taken for granted but what `check_image` has checked; whatever the memo answers, this would.
 A test at depth d finds the ethertype at 12 + 4 d whether the packet has d tags or not.
@@ -16,6 +18,8 @@ from broker.config.policy.image import (
     FALSE,
     OP_ADDRESS4,
     OP_ALWAYS,
+    OP_DETAIL,
+    OP_DETAILS,
     OP_ETHERTYPE,
     OP_GROUP,
     OP_LENGTH,
@@ -34,7 +38,7 @@ from broker.config.policy.image import (
 )
 from broker.config.policy.tree import ARP, IP, IP6, RARP
 from stages.jit import kernel
-from stages.memory import load8, load32, load64, load_be16, load_be32, load_be64, shift_right
+from stages.memory import load8, load16, load64, load_be16, load_be32, load_be64, shift_right
 from stages.wire.headers import (
     ARP_DESTINATION,
     ARP_SOURCE,
@@ -45,8 +49,11 @@ from stages.wire.headers import (
     ETH_QINQ_OLD,
     ETH_RARP,
     ETH_VLAN,
+    ETHERNET_BYTES,
     ETHERTYPE,
     FRAGMENT,
+    ICMP,
+    ICMP6,
     IP6_BYTES,
     IP6_DESTINATION,
     IP6_NEXT,
@@ -61,15 +68,29 @@ from stages.wire.headers import (
     SCTP,
     TAG_BYTES,
     TCP,
+    TCP_FLAGS,
     UDP,
+)
+from stages.wire.key import (
+    DETAIL_ICMP,
+    DETAIL_ICMP6,
+    DETAIL_NONE,
+    FRAGMENT_CONFLICT,
+    FRAGMENT_TINY,
+    KEY,
+    PORT_SEEN,
 )
 
 assert image.TEST.fields is not None
 _OP, _DEPTH, _SIDE, _KINDS = (image.TEST.fields[name][1] for name in ("op", "depth", "side", "kinds"))
-_PROTOCOLS, _HIDDEN = image.TEST.fields["protocols"][1], image.TEST.fields["hidden"][1]
-_JUMPS = image.TEST.fields["jumps"][1]
+_PROTOCOLS = image.TEST.fields["protocols"][1]
 _A, _B, _C = image.TEST.fields["a"][1], image.TEST.fields["b"][1], image.TEST.fields["c"][1]
 TEST_BYTES = image.TEST.itemsize
+
+assert KEY.fields is not None
+_KEY_N_TAGS, _KEY_FRAGMENT, _KEY_DETAIL = (KEY.fields[name][1] for name in ("n_tags", "fragment", "detail"))
+_KEY_SOURCE_PORT, _KEY_DESTINATION_PORT = KEY.fields["source_port"][1], KEY.fields["destination_port"][1]
+_KEY_SOURCE_STATE, _KEY_DESTINATION_STATE = KEY.fields["source_state"][1], KEY.fields["destination_state"][1]
 
 _SIGN = -(1 << 63)
 
@@ -189,24 +210,50 @@ def _test_protocol(test: int, at: int, caplen: int, l3: int, kind: int) -> int:
 
 
 @kernel
-def _test_port(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, kind: int) -> int:
-    protocols, hidden = load8(test + _PROTOCOLS), load8(test + _HIDDEN)
+def _is_parsed_at(row: int, l3: int) -> bool:
+    """The KEY row is about the header at `l3`."""
+    return l3 == ETHERNET_BYTES + TAG_BYTES * load8(row + _KEY_N_TAGS)
+
+
+@kernel
+def _ranges_hold(op: int, single: int, test: int, image_at: int, value: int) -> int:
+    """One range in the row itself, or a table of them."""
+    if op == single:
+        return _truth(load64(test + _A) <= value <= load64(test + _B))
+    return _pairs_hold(image_at + load64(test + _A), load64(test + _B), value)
+
+
+@kernel
+def _port_of_row(op: int, test: int, image_at: int, row: int, l3: int) -> int:
+    """A port that only the KEY row knows."""
+    side = load8(test + _SIDE)
+    state = load8(row + (_KEY_SOURCE_STATE if side == 0 else _KEY_DESTINATION_STATE))
+    if state != PORT_SEEN or not _is_parsed_at(row, l3):
+        return UNDETERMINED
+    return _ranges_hold(op, OP_PORT, test, image_at, load16(row + (_KEY_SOURCE_PORT if side == 0 else _KEY_DESTINATION_PORT)))
+
+
+@kernel
+def _test_port(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, kind: int, row: int, libpcap: int) -> int:
+    protocols = load8(test + _PROTOCOLS)
     if kind == IP:
         if caplen < l3 + IP_PROTOCOL + 1:
             return UNDETERMINED
         if _port_bit(load8(at + l3 + IP_PROTOCOL)) & protocols == 0:
             return FALSE
         if load_be16(at + l3 + IP_FRAGMENT) & IP_OFFSET_BITS:
-            return hidden
+            return FALSE if libpcap else _port_of_row(op, test, image_at, row, l3)
+        if libpcap == 0 and _is_hidden(row, l3):
+            return UNDETERMINED
         field = l3 + 4 * (load8(at + l3) & 15)
     elif kind == IP6:
         if caplen < l3 + IP6_NEXT + 1:
             return UNDETERMINED
         next_header = load8(at + l3 + IP6_NEXT)
-        if next_header == FRAGMENT and hidden != FALSE:
+        if next_header == FRAGMENT and libpcap == 0:
             if caplen < l3 + IP6_BYTES + 1:
                 return UNDETERMINED
-            return hidden if _port_bit(load8(at + l3 + IP6_BYTES)) & protocols else FALSE
+            return _port_of_row(op, test, image_at, row, l3) if _port_bit(load8(at + l3 + IP6_BYTES)) & protocols else FALSE
         if _port_bit(next_header) & protocols == 0:
             return FALSE
         field = l3 + IP6_BYTES
@@ -215,10 +262,55 @@ def _test_port(op: int, test: int, image_at: int, at: int, caplen: int, l3: int,
     field += 2 * load8(test + _SIDE)
     if caplen < field + 2:
         return UNDETERMINED
-    value = load_be16(at + field)
-    if op == OP_PORT:
-        return _truth(load64(test + _A) <= value <= load64(test + _B))
-    return _pairs_hold(image_at + load64(test + _A), load64(test + _B), value)
+    return _ranges_hold(op, OP_PORT, test, image_at, load_be16(at + field))
+
+
+@kernel
+def _is_hidden(row: int, l3: int) -> bool:
+    """A first fragment that is not to be believed: too short, or one of several."""
+    fragment = load8(row + _KEY_FRAGMENT)
+    return fragment in (FRAGMENT_TINY, FRAGMENT_CONFLICT) and _is_parsed_at(row, l3)
+
+
+@kernel
+def _detail_of_row(op: int, test: int, image_at: int, row: int, l3: int) -> int:
+    detail = load16(row + _KEY_DETAIL)
+    if detail >= DETAIL_NONE or not _is_parsed_at(row, l3):
+        return UNDETERMINED
+    return _ranges_hold(op, OP_DETAIL, test, image_at, detail)
+
+
+@kernel
+def _test_detail(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, kind: int, row: int, libpcap: int) -> int:
+    protocol = load64(test + _C)
+    field, base = l3 + IP6_BYTES, DETAIL_ICMP6 if protocol == ICMP6 else DETAIL_ICMP if protocol == ICMP else 0
+    if kind == IP:
+        if caplen < l3 + IP_PROTOCOL + 1:
+            return UNDETERMINED
+        if load8(at + l3 + IP_PROTOCOL) != protocol:
+            return FALSE
+        if load_be16(at + l3 + IP_FRAGMENT) & IP_OFFSET_BITS:
+            return FALSE if libpcap else _detail_of_row(op, test, image_at, row, l3)
+        if libpcap == 0 and _is_hidden(row, l3):
+            return UNDETERMINED
+        field = l3 + 4 * (load8(at + l3) & 15)
+    else:
+        if caplen < l3 + IP6_NEXT + 1:
+            return UNDETERMINED
+        next_header = load8(at + l3 + IP6_NEXT)
+        if next_header == FRAGMENT:
+            if caplen < l3 + IP6_BYTES + 1:
+                return UNDETERMINED
+            if libpcap != 0 or load8(at + l3 + IP6_BYTES) != protocol:
+                return FALSE
+            return _detail_of_row(op, test, image_at, row, l3)
+        if next_header != protocol:
+            return FALSE
+    if protocol == TCP:
+        field += TCP_FLAGS
+    if caplen < field + 1:
+        return UNDETERMINED
+    return _ranges_hold(op, OP_DETAIL, test, image_at, base + load8(at + field))
 
 
 @kernel
@@ -234,7 +326,7 @@ def _test_link(op: int, test: int, at: int, caplen: int, wirelen: int) -> int:
     if op == OP_GROUP:
         if caplen < 1:
             return UNDETERMINED
-        return load8(at) & 1
+        return _truth(load8(at) & 1 != 0)
     return TRUE if op == OP_ALWAYS else FALSE
 
 
@@ -269,7 +361,7 @@ def _test_multicast(at: int, caplen: int, l3: int, kind: int) -> int:
 
 
 @kernel
-def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int) -> int:
+def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int, scratch: int) -> int:
     op = load8(test + _OP)
     if op >= OP_NEVER:
         return _test_link(op, test, at, caplen, wirelen)
@@ -286,20 +378,11 @@ def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int) -> in
     if op <= OP_SET6:
         return _test_address6(op, test, image_at, at, caplen, l3) if kind == IP6 else FALSE
     if op <= OP_PORTS:
-        return _test_port(op, test, image_at, at, caplen, l3, kind)
+        return _test_port(op, test, image_at, at, caplen, l3, kind, row, libpcap)
     if load8(test + _KINDS) & kind == 0:
         return FALSE
+    if op <= OP_DETAILS:
+        return _test_detail(op, test, image_at, at, caplen, l3, kind, row, libpcap)
     if op == OP_PROTOCOL:
         return _test_protocol(test, at, caplen, l3, kind)
     return _test_multicast(at, caplen, l3, kind)
-
-
-@kernel
-def run_map(first: int, tests_at: int, image_at: int, at: int, caplen: int, wirelen: int) -> int:
-    row = first
-    while row >= 0:  # jumps go forward only: it ends
-        test = tests_at + row * TEST_BYTES
-        answer = run_test(test, image_at, at, caplen, wirelen)
-        jump = load32(test + _JUMPS + 4 * answer)
-        row = jump - ((jump & 0x80000000) << 1)
-    return row

@@ -20,8 +20,8 @@ never had them, or asks for ports that a fragment hides. The map then decides no
 (`undetermined: deliver`, whatever the rule's action) or not (`drop`), and counts it as undetermined, not as passed or dropped. With
 `undetermined: libpcap` there is no such answer: the rule does not match.
 
-How: stages/wire/parse.py makes a KEY row of each packet, stages/filter/classes.py a policy key of that, the memo knows the outcome; on a
-miss, and for packets whose headers are not wholly there, stages/filter/program.py asks the packet itself.
+How: stages/wire/parse.py makes a KEY row of each packet, classes.py a policy key of that, the memo knows the outcome; on a miss, and for
+packets whose headers are not wholly there, index.py finds the rules that the key leaves, and rules.py runs them over the packet itself.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from stages.filter.state import MEMO_BUCKETS, State
 
 
 class Filter:
-    """`memo=False` runs the program for every packet: slow and the same."""
+    """`memo=False` looks for the rules of every packet, `index=False` runs them all in order: slow and the same."""
 
     KIND: ClassVar[str] = "filter"
 
-    def __init__(self, *, memo: bool = True, memo_buckets: int = MEMO_BUCKETS) -> None:
-        self._memo, self._memo_buckets = memo, memo_buckets
+    def __init__(self, *, memo: bool = True, index: bool = True, memo_buckets: int = MEMO_BUCKETS) -> None:
+        self._memo, self._index, self._memo_buckets = memo, index, memo_buckets
 
     def open(self, context: Context) -> None:
-        self.state = State(context.geometry.max_packets, memo=self._memo, memo_buckets=self._memo_buckets)
+        self.state = State(context.geometry.max_packets, memo=self._memo, index=self._index, memo_buckets=self._memo_buckets)
         self._counters_at = context.counters_at
         self._generation: Generation | None = None
 
@@ -54,7 +54,7 @@ class Filter:
         if wrong:
             raise ValueError(f"policy of generation {generation.number}: {wrong}")
         self._generation = generation  # keeps the mapping alive
-        self.state.forget()
+        self.state.load(generation.image)
 
     def step(self, batch: Batch) -> int:
         assert self._generation is not None

@@ -1,25 +1,34 @@
 """What a filter worker keeps to itself: the memo, and the outcomes that packets have had so far under the policy in use.
 
-    STATE header | KEY rows and policy keys of one chunk | outcomes | index of outcomes | touched | memo
+    STATE header | KEY rows and policy keys of one chunk | scratch | outcomes | index of outcomes | touched | nodes | memo
 
 The memo says which outcome a policy key has. It is exact, because equal keys give equal answers, needs no ageing and is dropped with the
-policy only. Outcomes are interned: counting a packet is two additions, and what it means for maps and tools is counted once a block.
+policy only. Where a predicate had to be asked, the memo leads to a node instead: the predicate, and for each answer the outcome or a
+further node. Which one is asked next depends on the key and the answers so far only, so that this is exact as well, and a packet is asked
+nothing that its key decides. Outcomes are interned: counting a packet is two additions, and what it means for rules, maps and tools is
+counted once a block.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.core.layout import LINE, MAPS
+from broker.config.policy.image import FIELDS, IMAGE, MAX_STACK
+from broker.core.layout import LINE, MAPS, PAGE
 from stages.wire.key import KEY
 
 CHUNK = 64  # packets that are parsed, classed and judged together: their rows stay in the first-level cache
-MEMO_BUCKETS = 1 << 15  # of two entries, 2 MiB; untouched pages cost nothing
-BITS_PER_MAP = 2
-RESULT_WORDS = MAPS * BITS_PER_MAP // 64
+MEMO_BUCKETS = 1 << 17  # of two entries, 8 MiB; untouched pages cost nothing
+SMALL_MEMO_BUCKETS = 1 << 15  # 2 MiB stay in the second-level cache, and are enough for few rules
+MANY_RULES = 500
+MAX_OUTCOMES = 1 << 16
+OUTCOME_MEMORY = 16 << 20
+MAX_NODES = 1 << 15
+MAX_ASKED = 64  # predicates of one packet; beyond, it is not remembered
 
 STATE = np.dtype(
     [
@@ -27,22 +36,30 @@ STATE = np.dtype(
         ("keys_at", "<i8"),
         ("outcomes_at", "<i8"),
         ("n_outcomes", "<i8"),
+        ("outcome_bytes", "<i8"),  # of one, by the number of maps
         ("index_at", "<i8"),  # i8[index_mask + 1]: outcome + 1, or 0
         ("index_mask", "<i8"),
         ("touched_at", "<i8"),  # i8[]: outcomes of this block
-        ("n_touched", "<i8"),
         ("memo_at", "<i8"),
         ("memo_mask", "<i8"),
+        ("nodes_at", "<i8"),
+        ("n_nodes", "<i8"),
+        ("max_nodes", "<i8"),
         ("seed", "<i8"),  # so that nobody can choose traffic that collides
         ("use_memo", "<i8"),
-        ("n_runs", "<i8"),  # packets that the program was run for
-        ("pad", "<i8", (3,)),
+        ("use_index", "<i8"),
+        ("n_runs", "<i8"),  # packets that rules were run for
+        ("stack_at", "<i8"),  # u1[MAX_STACK]: of answers
+        ("numbers_at", "<i8"),  # i8[MAX_STACK]: of numbers that are compared
+        ("asked_at", "<i8"),  # i8[MAX_ASKED]: predicates of this packet, predicate << 3 | libpcap << 2 | answer
+        ("n_asked", "<i8"),
+        ("bits_at", "<i8"),  # i8[]: addresses of the rows of terms
+        ("pad", "<i8", (2,)),
     ]
 )
 
 OUTCOME = np.dtype(
     [
-        ("results", "<i8", (RESULT_WORDS,)),  # of the map in row m of the image: RESULT_*, two bits from 2 m
         ("verdict", "<i8"),
         ("cause", "<i8"),
         ("undetermined", "<i8"),  # 1: at least one map could not tell
@@ -52,12 +69,15 @@ OUTCOME = np.dtype(
         ("pad", "<i8", (2,)),
     ]
 )
-assert OUTCOME.itemsize == 2 * LINE
+"""Behind it u4[n_maps], rounded up to 8 bytes: of the map in row m of the image, rule << RESULT_BITS | RESULT_*."""
+assert OUTCOME.itemsize == LINE
 
+RESULT_BITS = 2
 RESULT_NONE, RESULT_PASS, RESULT_DROP, RESULT_UNDETERMINED = range(4)
 
-MEMO = np.dtype([("key", "<i8", (3,)), ("outcome", "<i8")])
-"""`outcome` + 1, or 0: empty."""
+MEMO = np.dtype([("key", "<i8", (3,)), ("link", "<i8")])
+NODE = np.dtype([("asked", "<i8"), ("links", "<i8", (3,))])
+"""`asked`: predicate << 1 | libpcap. A link is an outcome + 1; or, negative, a node + 1; or 0: not known."""
 
 POLICY_KEY_BYTES = 32
 POLICY_KEY_BUCKET = 24  # behind the three words of the key: where in the memo it belongs
@@ -66,43 +86,59 @@ POLICY_KEY_BUCKET = 24  # behind the three words of the key: where in the memo i
 class State:
     """The memory behind STATE. `max_packets`: of a block; outcomes never run out within one."""
 
-    def __init__(self, max_packets: int, *, memo: bool = True, memo_buckets: int = MEMO_BUCKETS) -> None:
-        self.max_packets = max_packets
-        self.max_outcomes = 2 * max_packets + 1024
-        index_size = 1 << (4 * self.max_outcomes - 1).bit_length()
+    def __init__(
+        self, max_packets: int, *, memo: bool = True, index: bool = True, memo_buckets: int = MEMO_BUCKETS, seed: int | None = None
+    ) -> None:
+        self.max_packets, self._memo_buckets = max_packets, memo_buckets
+        most = OUTCOME.itemsize + 4 * MAPS
+        self._outcome_memory = max(OUTCOME_MEMORY, 2 * (max_packets + 1) * most)
+        index_size = 1 << (4 * max(MAX_OUTCOMES, 2 * max_packets) - 1).bit_length()
         sizes = (
             ("rows_at", CHUNK * KEY.itemsize),
             ("keys_at", CHUNK * POLICY_KEY_BYTES),
-            ("outcomes_at", self.max_outcomes * OUTCOME.itemsize),
+            ("stack_at", MAX_STACK),
+            ("numbers_at", MAX_STACK * 8),
+            ("asked_at", MAX_ASKED * 8),
+            ("bits_at", len(FIELDS) * 8),
+            ("outcomes_at", self._outcome_memory),
             ("index_at", index_size * 8),
             ("touched_at", max_packets * 8),
+            ("nodes_at", MAX_NODES * NODE.itemsize),
             ("memo_at", memo_buckets * 2 * MEMO.itemsize),
         )
-        total = STATE.itemsize + sum(size + LINE for _, size in sizes) + LINE
-        raw = np.zeros(total, np.uint8)
-        self.memory: NDArray[np.uint8] = raw[-int(raw.ctypes.data) % LINE :]
+        total = PAGE + sum((size + PAGE - 1) // PAGE * PAGE for _, size in sizes)
+        self._mapping = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
         self.at = int(self.memory.ctypes.data)
         self.header = self.memory[: STATE.itemsize].view(STATE)
-        offset = STATE.itemsize
-        self._parts: dict[str, NDArray[np.uint8]] = {}
+        offset = PAGE
+        self._parts: dict[str, tuple[int, int]] = {}
         for name, size in sizes:
-            offset = (offset + LINE - 1) // LINE * LINE
             self.header[name] = self.at + offset
-            self._parts[name] = self.memory[offset : offset + size]
-            offset += size
+            self._parts[name] = offset, (size + PAGE - 1) // PAGE * PAGE
+            offset += self._parts[name][1]
         self.header["index_mask"] = index_size - 1
-        self.header["memo_mask"] = memo_buckets - 1
-        self.header["seed"] = int.from_bytes(os.urandom(8), "little", signed=True)
-        self.header["use_memo"] = memo
+        self.header["max_nodes"] = MAX_NODES
+        self.header["seed"] = int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed
+        self.header["use_memo"], self.header["use_index"] = memo, index
+
+    def load(self, image: NDArray[np.uint8]) -> None:
+        """Make room for the outcomes of the policy, and forget what the one before it said."""
+        head = image[: IMAGE.itemsize].view(IMAGE)[0]
+        self.header["outcome_bytes"] = OUTCOME.itemsize + (int(head["n_maps"]) + 1) // 2 * 8
+        self.max_outcomes = min(max(MAX_OUTCOMES, 2 * self.max_packets), self._outcome_memory // int(self.header["outcome_bytes"][0]))
+        few = int(head["n_rules"]) < MANY_RULES
+        self.header["memo_mask"] = (min(self._memo_buckets, SMALL_MEMO_BUCKETS) if few else self._memo_buckets) - 1
+        self.forget()
 
     def forget(self) -> None:
-        """Everything that is true of one policy only."""
-        for name in ("memo_at", "index_at", "outcomes_at"):
-            self._parts[name].fill(0)
+        """Everything that is true of one policy only. The pages go back to the system: they are zero when next touched."""
+        for name in ("memo_at", "index_at", "outcomes_at", "nodes_at"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, *self._parts[name])
         self.header["n_outcomes"] = 0
-        self.header["n_touched"] = 0
+        self.header["n_nodes"] = 0
 
     def make_room(self) -> None:
         """For all the outcomes that one block can have."""
-        if int(self.header["n_outcomes"][0]) + self.max_packets > self.max_outcomes:
+        if int(self.header["n_outcomes"][0]) + self.max_packets >= self.max_outcomes or int(self.header["n_nodes"][0]) > MAX_NODES // 2:
             self.forget()

@@ -1,11 +1,12 @@
 """The policy image: one flat piece of memory that kernels walk by address. Offsets only, no pointers, so it works wherever it is mapped.
 
-    IMAGE header | FIELD[N_FIELDS] | MAP rows | TEST rows (the program) | tables
+    IMAGE header | FIELD[N_FIELDS] | MAP rows | RULE rows | code | TEST rows | terms | tables
 
-The program is exact and complete: for each map a chain of tests, each with the row to go to when it is false, true or cannot be told.
-Jumps go forward only and a negative one is an answer, so it ends. The tables say the same faster: every field of a packet is cut into
-classes of values that no test tells apart; `FIELD` says where the class table of a field is and which bits of a packet's key the class
-fills. Two packets with the same key get the same answer to every test.
+RULE rows, code and TEST rows are exact and complete: for each rule a postfix sequence of tests and operators. Skips go forward only, so it
+ends. The rest says the same faster: every field of a packet is cut into classes of values that no test tells apart; `FIELD` says where the
+class table of a field is and which bits of a packet's key the class fills. Packets with equal keys get equal answers to every test that is
+no predicate. For a key not met before, `FIELD` also has for each class a row of bits, one a term (an alternative of a rule): a rule whose
+terms are all 0 in the AND of a packet's rows is false for it, so only the others are run.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from numpy.typing import NDArray
 from broker.core.layout import MAPS
 
 MAGIC = 0x3143_4C4F_504D_4154  # "TAMPOLC1" little-endian
-VERSION = 1
+VERSION = 2
 KEY_WORDS = 3
 KEY_BITS = 62  # used of each word, so that it never looks negative
 MAX_BYTES = 256 << 20
 
-# What a test asks; what stands together is told apart by one comparison. side, kinds, protocols, hidden: see TEST.
+# What a test asks; what stands together is told apart by one comparison. side, kinds, protocols: see TEST.
 (
     OP_ADDRESS4,  # a: net, b: mask; side, kinds
     OP_SET4,  # a: offset of (first, last) int64 pairs, b: how many; side, kinds
     OP_ADDRESS6,  # a, b: net, c: prefix length; side
     OP_SET6,  # a: offset of (first high, first low, last high, last low) with the sign bit flipped, b: how many; side
-    OP_PORT,  # a: first, b: last; side, protocols, hidden
-    OP_PORTS,  # a: offset of (first, last) int64 pairs, b: how many; side, protocols, hidden
+    OP_PORT,  # a: first, b: last; side, protocols
+    OP_PORTS,  # a: offset of (first, last) int64 pairs, b: how many; side, protocols
+    OP_DETAIL,  # a: first, b: last, c: protocol; kinds
+    OP_DETAILS,  # a: offset of (first, last) int64 pairs, b: how many, c: protocol; kinds
     OP_PROTOCOL,  # a: value; kinds
     OP_MULTICAST,  # kinds
     OP_ETHERTYPE,  # a: value
@@ -42,12 +45,15 @@ MAX_BYTES = 256 << 20
     OP_MAC,  # a: value; side
     OP_GROUP,
     OP_LENGTH,  # a: first, b: last
-) = range(17)
+) = range(19)
 
-FALSE, TRUE, UNDETERMINED = 0, 1, 2
+FALSE, UNDETERMINED, TRUE = 0, 1, 2
+"""In this order AND is the smaller one of two, OR the larger one, and NOT is 2 - x (Kleene's logic)."""
 
-# answers of a map, as negative jumps
-PASS, DROP, NONE, CANNOT_TELL = -1, -2, -3, -4
+# A word of code: what to do, and above it a number: a row of TEST, or how many words to go forward.
+CODE_TEST, CODE_AND, CODE_OR, CODE_NOT, CODE_SKIP_FALSE, CODE_SKIP_TRUE = range(6)
+CODE_SHIFT = 28
+MAX_STACK = 512  # of values while a rule is run; twice what nesting can need
 
 TEST = np.dtype(
     [
@@ -56,43 +62,56 @@ TEST = np.dtype(
         ("side", "u1"),
         ("kinds", "u1"),
         ("protocols", "u1"),
-        ("hidden", "u1"),  # what a port test says where a fragment hides the ports: FALSE (libpcap) or UNDETERMINED
-        ("pad", "<u2"),
-        ("jumps", "<i4", (3,)),  # by answer: FALSE, TRUE, UNDETERMINED
+        ("pad", "u1", (3,)),
+        ("predicate", "<i4"),  # its number, if no class of values answers it; else -1
         ("pad2", "<i4"),
         ("a", "<i8"),
         ("b", "<i8"),
         ("c", "<i8"),
-        ("pad3", "<i8", (2,)),
+        ("pad3", "<i8", (3,)),
     ],
     align=True,
 )
 assert TEST.itemsize == 64
 
+RULE = np.dtype([("first", "<u4"), ("n", "<u4"), ("action", "<u4"), ("pad", "<u4")])
+"""`first`, `n`: words of code. `action`: PASS or DROP."""
+PASS, DROP = 1, 2
+
 MAP = np.dtype(
     [
-        ("first", "<i8"),  # test; negative: an answer
+        ("first_rule", "<i8"),
+        ("n_rules", "<i8"),
+        ("first_term", "<i8"),
+        ("n_terms", "<i8"),
         ("inputs", "<i8"),  # bit i: input slot i; -1: all
         ("tools", "<i8"),  # verdict bits
         ("slot", "<i8"),
-        ("deliver", "<i8"),  # 1: what cannot be told goes to the tools
-        ("pad", "<i8", (3,)),
+        ("mode", "<i8"),  # MODE_*: what becomes of a rule that cannot be told
     ],
     align=True,
 )
+MODE_DELIVER, MODE_DROP, MODE_LIBPCAP = range(3)
 
-FIELD = np.dtype([("at", "<i8"), ("n", "<i8"), ("word_at", "<i8"), ("shift", "<i8")])
-"""`shift` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`."""
+FIELD = np.dtype(
+    [("at", "<i8"), ("n", "<i8"), ("word_at", "<i8"), ("shift", "<i8"), ("rows_at", "<i8"), ("mask", "<i8"), ("pad", "<i8", (2,))]
+)
+"""`shift` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in the key, when
+shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
+
+# Values of a field in the key that are no class; classes follow. A packet whose value is UNKNOWN is never remembered.
+NONE, CUT, HIDDEN, UNKNOWN, FIRST_CLASS = range(5)
 
 # (name, table)
 FIELDS = (
-    ("input", "u2[65]: class by slot; 64 is any other"),
+    ("input", "u2[65]: value by slot; 64 is any other"),
     ("ethertype", "search: the ethertype behind the tags"),
-    ("protocol", "u2[769]: class by KEY.protocol"),
-    ("source", "none; holds the class of source4 or source6"),
-    ("destination", "none; holds the class of destination4 or destination6"),
-    ("source_port", "u2[65536]"),
-    ("destination_port", "u2[65536]"),
+    ("protocol", "u2[769]: by KEY.protocol"),
+    ("source", "none; holds the value of source4 or source6"),
+    ("destination", "none; holds the value of destination4 or destination6"),
+    ("source_port", "u2[2, 65536]: the second of ports that libpcap does not see: of a fragment whose first is known, or behind a header"),
+    ("destination_port", "u2[2, 65536]"),
+    ("detail", "u2[2, 768]: by KEY.detail; the second as with ports"),
     ("source4", "trie: u4[65536], then u4[256] each; an entry with bit 31 is the number of the next part"),
     ("destination4", "trie"),
     ("source6", "search of 128 bits"),
@@ -101,19 +120,16 @@ FIELDS = (
     ("source_mac", "search"),
     ("destination_mac", "search"),
     ("group", "none; the group bit itself"),
-    ("tag0", "u2[3 * 4096]: class by kind of tag and VLAN id; 0 is no tag"),
+    ("tag0", "u2[3 * 4096]: by kind of tag and VLAN id; NONE is no tag"),
     ("tag1", "the same table"),
     ("tag2", "the same table"),
     ("tag3", "the same table"),
-    ("predicates", "i8[]: rows of tests whose answers, two bits each, are the field"),
 )
-"""A `search` table is i8[n] starts, ascending, then i8[n] classes; of 128 bits: high, low (sign bit flipped), classes."""
+"""All tables hold values of the key. A `search` table is i8[n] starts, ascending, then i8[n] values; of 128 bits: high, low (sign bit
+flipped), values."""
 FIELD_NUMBER = {name: i for i, (name, _) in enumerate(FIELDS)}
 N_FIELDS = len(FIELDS)
 TRIE_NEXT = 1 << 31
-
-# states of a port, then its class
-PORT_NONE, PORT_CUT, PORT_HIDDEN, PORT_SEEN = range(4)
 
 IMAGE = np.dtype(
     [
@@ -127,7 +143,15 @@ IMAGE = np.dtype(
         ("fields_at", "<i8"),
         ("collector", "<i8"),  # verdict bits
         ("depth", "<i8"),  # the deepest tag that any test takes for granted
-        ("memo", "<i8"),  # 0: the key would not tell all packets apart, run the program for each
+        ("n_rules", "<i8"),
+        ("rules_at", "<i8"),
+        ("n_code", "<i8"),
+        ("code_at", "<i8"),
+        ("n_terms", "<i8"),
+        ("terms_at", "<i8"),  # u4[n_terms]: the rule that each is of
+        ("n_words", "<i8"),  # of 64 terms each
+        ("n_predicates", "<i8"),
+        ("predicates_at", "<i8"),  # u4[n_predicates]: the row of TEST that each is
         ("pad", "<i8", (5,)),
     ]
 )
@@ -152,6 +176,11 @@ class Builder:
         self._size = _up(at + table.nbytes)
         return at
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the image, so far."""
+        return self._size
+
     def finish(self) -> bytes:
         head = self.header[0]
         head["magic"], head["version"], head["size_bytes"] = MAGIC, VERSION, self._size
@@ -169,8 +198,8 @@ def _up(n: int) -> int:
 
 
 def check_image(image: NDArray[np.uint8]) -> str:
-    """What is wrong with the image, or nothing. After this a kernel may follow every jump in it, and every
-    map; the tables of fields and sets are taken as the compiler wrote them."""
+    """What is wrong with the image, or nothing. After this a kernel may run every rule in it; the tables of fields and
+    sets are taken as the compiler wrote them."""
     if len(image) < IMAGE.itemsize:
         return f"{len(image)} bytes are no policy image"
     head = image[: IMAGE.itemsize].view(IMAGE)[0]
@@ -181,16 +210,44 @@ def check_image(image: NDArray[np.uint8]) -> str:
     n_tests, tests_at, n_maps, maps_at = (int(head[name]) for name in ("n_tests", "tests_at", "n_maps", "maps_at"))
     if not (0 <= n_maps <= MAPS and _inside(image, maps_at, n_maps, MAP.itemsize) and _inside(image, tests_at, n_tests, TEST.itemsize)):
         return "tables outside the policy image"
-    tests = image[tests_at : tests_at + n_tests * TEST.itemsize].view(TEST)
-    jumps = tests["jumps"].astype(np.int64)
-    rows = np.arange(n_tests)[:, None]
-    if bool(((jumps >= 0) & ((jumps <= rows) | (jumps >= n_tests)) | (jumps < CANNOT_TELL)).any()):
-        return "a jump in the policy image does not go forward"
-    maps = image[maps_at : maps_at + n_maps * MAP.itemsize].view(MAP)
-    first = maps["first"]
-    if bool(((first >= n_tests) | (first < CANNOT_TELL) | (maps["slot"] < 0) | (maps["slot"] >= MAPS)).any()):
-        return "a map of the policy image points nowhere"
+    tables = {"rules": (RULE.itemsize, 1 << 24), "code": (4, 1 << CODE_SHIFT), "terms": (4, 1 << 24), "predicates": (4, 1 << 24)}
+    for name, (size, most) in tables.items():
+        if not 0 <= int(head[f"n_{name}"]) < most or not _inside(image, int(head[f"{name}_at"]), int(head[f"n_{name}"]), size):
+            return "tables outside the policy image"
+    return _wrong_code(image, head) or _wrong_maps(image, head)
+
+
+def _part(image: NDArray[np.uint8], head: np.void, name: str, dtype: Any) -> NDArray[Any]:
+    at, n = int(head[f"{name}_at"]), int(head[f"n_{name}"])
+    return image[at : at + n * np.dtype(dtype).itemsize].view(dtype)
+
+
+def _wrong_code(image: NDArray[np.uint8], head: np.void) -> str:
+    code, rules = _part(image, head, "code", np.uint32).astype(np.int64), _part(image, head, "rules", RULE)
+    what, number = code >> CODE_SHIFT, code & ((1 << CODE_SHIFT) - 1)
+    is_skip = (what == CODE_SKIP_FALSE) | (what == CODE_SKIP_TRUE)
+    if bool((what > CODE_SKIP_TRUE).any() or ((what == CODE_TEST) & (number >= int(head["n_tests"]))).any()):
+        return "a word of code in the policy image means nothing"
+    if bool((is_skip & ((number == 0) | (np.arange(len(code)) + number > len(code)))).any()):
+        return "a skip in the policy image does not go forward"
+    if bool((_part(image, head, "predicates", np.uint32) >= int(head["n_tests"])).any()):
+        return "a predicate of the policy image is no test"
+    if bool((rules["first"].astype(np.int64) + rules["n"] > len(code)).any()):
+        return "a rule of the policy image has no code"
     return ""
+
+
+def _wrong_maps(image: NDArray[np.uint8], head: np.void) -> str:
+    maps, n_terms = _part(image, head, "maps", MAP), int(head["n_terms"])
+    terms = _part(image, head, "terms", np.uint32).astype(np.int64)
+    for row in maps:
+        first_rule, n_rules, first_term, n = (int(row[name]) for name in ("first_rule", "n_rules", "first_term", "n_terms"))
+        if first_rule < 0 or n_rules < 0 or first_rule + n_rules > int(head["n_rules"]) or not 0 <= int(row["slot"]) < MAPS:
+            return "a map of the policy image points nowhere"
+        of_map = terms[first_term : first_term + n]
+        if first_term < 0 or n < 0 or first_term + n > n_terms or bool(((of_map < first_rule) | (of_map >= first_rule + n_rules)).any()):
+            return "a map of the policy image points nowhere"
+    return "" if int(head["n_words"]) * 64 >= n_terms else "a map of the policy image points nowhere"
 
 
 def _inside(image: NDArray[np.uint8], at: int, n: int, size: int) -> bool:

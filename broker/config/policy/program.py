@@ -1,4 +1,9 @@
-"""From trees to the program: one chain of tests per map, and the tests it is made of, each distinct one named once."""
+"""Rules to code: for each rule a postfix sequence over tests, three values, every distinct test once.
+
+    tcp dst port 80 and not src net 10    ->    TEST 0, SKIP_FALSE 3, TEST 1, NOT, AND
+
+An operand that decides (FALSE before AND, TRUE before OR) skips to the end of its chain, so what libpcap does not read is not read.
+"""
 
 from __future__ import annotations
 
@@ -9,96 +14,108 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.policy import image, tree
-from broker.config.policy.image import CANNOT_TELL, DROP, NONE, PASS, TEST, Builder
+from broker.config.policy.errors import PolicyError
+from broker.config.policy.image import CODE_AND, CODE_NOT, CODE_OR, CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, TEST, Builder
 from broker.config.policy.tree import And, Node, Not, Or
 
 SIGN = 1 << 63
-_MANY = 255
+MAX_CODE = 1 << CODE_SHIFT
 
 
-@dataclass(eq=False, slots=True)
-class Label:
-    """A place in the program, known once it is reached; negative: an answer."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`first`, `n`: its words of `Program.code`."""
 
-    row: int = -(1 << 30)
-
-
-@dataclass(slots=True)
-class Row:
-    test: tree.Test | bool
-    hidden: int
-    on_false: Label
-    on_true: Label
-    on_undetermined: Label
+    first: int
+    n: int
+    is_pass: bool
+    node: Node
 
 
 @dataclass(slots=True)
 class Program:
-    """`rows` of all maps one after the other."""
+    """`code`, `rules` and `tests` of all maps one after the other."""
 
-    rows: list[Row] = field(default_factory=list)
+    code: list[int] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    tests: dict[tree.Test | bool, int] = field(default_factory=dict)  # each distinct one -> its row
 
-    def add_map(self, rules: Iterable[tuple[str, Node]], libpcap: bool) -> int:
-        """The row to start at, or an answer. `libpcap`: what cannot be told does not match (and hidden ports do not either)."""
-        first = len(self.rows)
-        start = Label()
-        here = start
-        hidden = image.FALSE if libpcap else image.UNDETERMINED
+    def add_map(self, rules: Iterable[tuple[str, Node]]) -> range:
+        """Returns the numbers of its rules."""
+        before = len(self.rules)
         for action, node in rules:
-            here.row = len(self.rows)
-            here = Label()
-            answer = Label(PASS if action == "pass" else DROP)
-            self._emit(node, hidden, here, answer, here if libpcap else Label(CANNOT_TELL))
-        here.row = NONE
-        return start.row if len(self.rows) > first else NONE
+            first = len(self.code)
+            self._emit(node)
+            self.rules.append(Rule(first, len(self.code) - first, action == "pass", node))
+        return range(before, len(self.rules))
 
-    def _emit(self, node: Node, hidden: int, no: Label, yes: Label, cannot: Label) -> None:
+    def _emit(self, node: Node) -> None:
         if isinstance(node, Not):
-            self._emit(node.item, hidden, yes, no, cannot)
+            self._emit(node.item)
+            self.code.append(CODE_NOT << CODE_SHIFT)
         elif isinstance(node, And | Or):
-            is_and = isinstance(node, And)
-            if not node.items:
-                self.rows.append(Row(is_and, hidden, no, yes, cannot))
-            for item in node.items[:-1]:
-                go_on = Label()
-                self._emit(item, hidden, no if is_and else go_on, go_on if is_and else yes, cannot)
-                go_on.row = len(self.rows)
-            if node.items:
-                self._emit(node.items[-1], hidden, no, yes, cannot)
+            self._chain(node)
         else:
-            self.rows.append(Row(node, hidden, no, yes, cannot))
+            self._test(node)
 
-    def tests(self) -> list[tree.Test]:
-        """Each distinct one once."""
-        return list(dict.fromkeys(row.test for row in self.rows if not isinstance(row.test, bool)))
+    def _chain(self, node: And | Or) -> None:
+        is_and = isinstance(node, And)
+        if not node.items:
+            self._test(is_and)
+            return
+        skips = []
+        self._emit(node.items[0])
+        for item in node.items[1:]:
+            skips.append(len(self.code))
+            self.code.append(0)
+            self._emit(item)
+            self.code.append((CODE_AND if is_and else CODE_OR) << CODE_SHIFT)
+        end = len(self.code)
+        for at in skips:
+            self.code[at] = (CODE_SKIP_FALSE if is_and else CODE_SKIP_TRUE) << CODE_SHIFT | (end - at)
 
-    def unguarded(self) -> set[int]:
-        """Rows that may be reached without their tags having been seen (``vlan or ip``): they read whatever lies there."""
-        known = [_MANY] * len(self.rows)
-        reached = [False] * len(self.rows)
-        found = set()
-        for i, row in enumerate(self.rows):
-            tags = known[i] if reached[i] else 0  # unreached: the first row of a map
-            depth = len(getattr(row.test, "layer", ()))
-            if depth > tags:
-                found.add(i)
-            is_next_tag = isinstance(row.test, tree.Tagged) and depth == tags
-            for label, seen in ((row.on_false, tags), (row.on_true, tags + is_next_tag), (row.on_undetermined, tags)):
-                if label.row >= 0:
-                    known[label.row] = min(known[label.row], seen)
-                    reached[label.row] = True
+    def _test(self, test: tree.Test | bool) -> None:
+        row = self.tests.setdefault(test, len(self.tests))
+        self.code.append(CODE_TEST << CODE_SHIFT | row)
+
+    def unguarded(self) -> set[tree.Test]:
+        """Tests that may be reached without their tags having been seen (``vlan or ip``): they read whatever lies there."""
+        found: set[tree.Test] = set()
+        for rule in self.rules:
+            _guard(rule.node, 0, found)
         return found
 
-    def table(self, builder: Builder) -> NDArray[np.void]:
-        """TEST[n]; sets go to the builder, each distinct one once."""
-        table = np.zeros(len(self.rows), TEST)
+    def tables(self, builder: Builder) -> tuple[NDArray[np.void], NDArray[np.uint32]]:
+        """(TEST[n], code); sets go to the builder, each distinct one once."""
+        if len(self.code) >= MAX_CODE:
+            raise PolicyError(f"the rules have {len(self.code):,} tests and operators, at most {MAX_CODE - 1:,}")
+        table = np.zeros(len(self.tests), TEST)
+        table["predicate"] = -1
         sets: dict[object, int] = {}
-        for i, row in enumerate(self.rows):
-            out = table[i]
-            _operands(out, row.test, builder, sets)
-            out["hidden"] = row.hidden
-            out["jumps"] = (row.on_false.row, row.on_true.row, row.on_undetermined.row)
-        return table
+        for test, i in self.tests.items():
+            _operands(table[i], test, builder, sets)
+        return table, np.array(self.code, np.uint32)
+
+
+def _guard(node: Node, tags: int, found: set[tree.Test]) -> tuple[int, int]:
+    """(tags seen when `node` is false, when it is true), given that `tags` were seen before it."""
+    if isinstance(node, Not):
+        no, yes = _guard(node.item, tags, found)
+        return yes, no
+    if isinstance(node, And | Or):
+        is_and = isinstance(node, And)
+        ended, goes_on = tags, tags
+        seen_at_end = []
+        for item in node.items:
+            no, yes = _guard(item, goes_on, found)
+            ended, goes_on = (no, yes) if is_and else (yes, no)
+            seen_at_end.append(ended)
+        ended = min(seen_at_end, default=tags)
+        return (ended, goes_on) if is_and else (goes_on, ended)
+    depth = tree.tags(getattr(node, "layer", ()))
+    if depth > tags:
+        found.add(node)
+    return tags, tags + (isinstance(node, tree.Tagged) and depth == tags)
 
 
 def _pairs(ranges: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
@@ -115,11 +132,19 @@ def halves(value: int) -> tuple[int, int]:
     return signed(value >> 64 ^ SIGN), signed(value & ((1 << 64) - 1) ^ SIGN)
 
 
+_TABLE_OPS = {
+    tree.Address4Set: image.OP_SET4,
+    tree.Address6Set: image.OP_SET6,
+    tree.Port: image.OP_PORTS,
+    tree.Detail: image.OP_DETAILS,
+}
+
+
 def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, sets: dict[object, int]) -> None:
     if isinstance(test, bool):
         out["op"] = image.OP_ALWAYS if test else image.OP_NEVER
         return
-    out["depth"] = len(getattr(test, "layer", ()))
+    out["depth"] = max(0, tree.tags(getattr(test, "layer", ())))
     for name in ("side", "kinds", "protocols"):
         out[name] = getattr(test, name, 0)
     match test:
@@ -141,6 +166,9 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
         case tree.Port() if len(test.ranges) == 1:
             out["op"] = image.OP_PORT
             out["a"], out["b"] = test.ranges[0]
+        case tree.Detail() if len(test.ranges) == 1:
+            out["op"], out["c"] = image.OP_DETAIL, test.protocol
+            out["a"], out["b"] = test.ranges[0]
         case tree.Mac():
             out["op"], out["a"] = image.OP_MAC, test.value
         case tree.MacGroup():
@@ -149,9 +177,9 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["op"], out["kinds"] = image.OP_MULTICAST, test.kind
         case tree.Length():
             out["op"], out["a"], out["b"] = image.OP_LENGTH, test.first, test.last
-        case tree.Address4Set() | tree.Port() | tree.Address6Set():
+        case tree.Address4Set() | tree.Port() | tree.Address6Set() | tree.Detail():
             six = isinstance(test, tree.Address6Set)
-            out["op"] = image.OP_SET6 if six else image.OP_PORTS if isinstance(test, tree.Port) else image.OP_SET4
+            out["op"], out["c"] = _TABLE_OPS[type(test)], getattr(test, "protocol", 0)
             key = (six, test.ranges)
             if key not in sets:
                 rows = np.array([(*halves(a), *halves(b)) for a, b in test.ranges], np.int64) if six else _pairs(test.ranges)

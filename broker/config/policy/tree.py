@@ -133,6 +133,19 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
+class Detail:
+    """What a transport header says in one byte: the TCP flags (`protocol` 6), the ICMP type (1) or the ICMPv6 type (58).
+
+    `ranges`: of 0..255, and 256 or 512 more for the two types, as KEY.detail has them. `kinds`: IP, IP6 or both.
+    """
+
+    layer: Layer
+    kinds: int
+    protocol: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FirstFragment:
     """IPv4: the fragment offset is 0, as any test of what the payload begins with needs. Elsewhere: true."""
 
@@ -209,6 +222,7 @@ Test: TypeAlias = (
     | MacGroup
     | Multicast
     | Length
+    | Detail
     | FirstFragment
     | ProtoChain
     | Compare

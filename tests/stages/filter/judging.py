@@ -45,13 +45,15 @@ def one_map_each(expressions: Sequence[str], *, undetermined: str = "libpcap", s
 class Judge:
     """A filter stage with a policy loaded."""
 
-    def __init__(self, config: Config, *, memo: bool = True, memo_buckets: int = 1024, geometry: Geometry = GEOMETRY) -> None:
+    def __init__(
+        self, config: Config, *, memo: bool = True, index: bool = True, memo_buckets: int = 1024, geometry: Geometry = GEOMETRY
+    ) -> None:
         self.config = config
         self.batch = heap_batch(geometry)
         self.counters: NDArray[np.int64] = np.zeros(N_COUNTERS, np.int64)
         at = int(self.counters.ctypes.data)
         lane = Lane(0, config.inputs)
-        self.stage = Filter(memo=memo, memo_buckets=memo_buckets)
+        self.stage = Filter(memo=memo, index=index, memo_buckets=memo_buckets)
         self.stage.open(Context(Path(), lane, 0, 1, geometry, 1, self.counters, at, self.counters, at, 0, 0, 0))
         self.number = 0
         self.load(config)

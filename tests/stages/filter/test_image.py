@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from broker.config.policy import PolicyError, compile_policy
-from broker.config.policy.image import IMAGE, MAP, TEST, check_image
+from broker.config.policy.image import CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, IMAGE, MAP, RULE, check_image
 from broker.core.model import Config, Input, Map, Rule, Tool
 from broker.core.stage import Generation
 from tests.stages.filter.judging import Judge, one_map_each
@@ -17,7 +18,8 @@ from tests.stages.filter.judging import Judge, one_map_each
 
 def image() -> NDArray[np.uint8]:
     return np.frombuffer(
-        compile_policy(one_map_each(("tcp port 80", "net $n", "vlan and not ip"), sets={"n": ("10.0.0.0/8", "::1")})), np.uint8
+        compile_policy(one_map_each(("tcp port 80", "net $n", "vlan and not ip", "ether proto 0x42"), sets={"n": ("10.0.0.0/8", "::1")})),
+        np.uint8,
     ).copy()
 
 
@@ -25,14 +27,9 @@ def header(made: NDArray[np.uint8]) -> NDArray[np.void]:
     return made[: IMAGE.itemsize].view(IMAGE)
 
 
-def program_of(made: NDArray[np.uint8]) -> NDArray[np.void]:
-    at, n = int(header(made)["tests_at"][0]), int(header(made)["n_tests"][0])
-    return made[at : at + n * TEST.itemsize].view(TEST)
-
-
-def maps_of(made: NDArray[np.uint8]) -> NDArray[np.void]:
-    at, n = int(header(made)["maps_at"][0]), int(header(made)["n_maps"][0])
-    return made[at : at + n * MAP.itemsize].view(MAP)
+def part_of(made: NDArray[np.uint8], name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    at, n = int(header(made)[f"{name}_at"][0]), int(header(made)[f"n_{name}"][0])
+    return made[at : at + n * dtype.itemsize].view(dtype)
 
 
 def test_a_good_image_is_good_and_the_same_every_time() -> None:
@@ -46,37 +43,27 @@ def test_a_damaged_image_is_refused() -> None:
         header(made)[name] = value
         return made
 
-    def backwards() -> NDArray[np.uint8]:
+    def set_part(name: str, row: int, value: int) -> NDArray[np.uint8]:
         made = image()
-        program_of(made)["jumps"][1][0] = 1
+        part_of(made, name, np.dtype("<u4"))[row] = value
         return made
 
-    def too_far() -> NDArray[np.uint8]:
+    def set_field(name: str, field: str, value: int, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
         made = image()
-        program_of(made)["jumps"][0][2] = 1000
-        return made
-
-    def no_answer() -> NDArray[np.uint8]:
-        made = image()
-        program_of(made)["jumps"][0][2] = -5
-        return made
-
-    def nowhere() -> NDArray[np.uint8]:
-        made = image()
-        maps_of(made)["first"][0] = 1000
-        return made
-
-    def no_slot() -> NDArray[np.uint8]:
-        made = image()
-        maps_of(made)["slot"][0] = 256
+        part_of(made, name, dtype)[field][1] = value
         return made
 
     damaged = [
-        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", 2), set_header("n_tests", 1 << 40),
-        set_header("tests_at", -8), set_header("n_maps", 257), set_header("maps_at", 1 << 40), backwards(), too_far(), no_answer(),
-        nowhere(), no_slot(),
+        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", 3), set_header("n_tests", 1 << 40),
+        set_header("tests_at", -8), set_header("n_maps", 257), set_header("maps_at", 1 << 40), set_header("n_rules", -1),
+        set_header("code_at", 12), set_header("n_terms", 1 << 40), set_header("predicates_at", 1 << 50), set_header("n_words", 0),
+        set_part("code", 0, CODE_TEST << CODE_SHIFT | 1000), set_part("code", 0, 15 << CODE_SHIFT),
+        set_part("code", 0, CODE_SKIP_FALSE << CODE_SHIFT), set_part("code", 0, CODE_SKIP_TRUE << CODE_SHIFT | 1000),
+        set_part("terms", -1, 0), set_part("predicates", 0, 1000), set_field("rules", "n", 1000, RULE),
+        set_field("maps", "first_rule", -1, MAP), set_field("maps", "n_rules", 1000, MAP), set_field("maps", "first_term", 1000, MAP),
+        set_field("maps", "slot", 256, MAP),
     ]  # fmt: skip
-    assert all(check_image(made) for made in damaged)
+    assert [i for i, made in enumerate(damaged) if not check_image(made)] == []
     judge = Judge(one_map_each(("tcp",)))
     for made in damaged:
         with pytest.raises(ValueError, match="policy of generation 7"):

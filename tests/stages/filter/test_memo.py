@@ -7,6 +7,7 @@ import pytest
 from broker.config.policy.image import FIELD as FIELD_ROW
 from broker.config.policy.image import FIELD_NUMBER, FIELDS, IMAGE
 from broker.core.model import Config, Input, Map, Rule, Tool
+from stages.filter.state import MAX_ASKED, MAX_NODES
 from tests.packets import tcp_frame
 from tests.stages.filter import traffic
 from tests.stages.filter.expressions import EXPRESSIONS, batches
@@ -38,16 +39,36 @@ def test_every_field_of_the_key_is_used_by_some_expression() -> None:
         image = Judge(one_map_each(texts)).image
         rows = image[IMAGE.itemsize : IMAGE.itemsize + len(FIELDS) * FIELD_ROW.itemsize].view(FIELD_ROW)
         used |= {name for name, at in FIELD_NUMBER.items() if rows[at]["shift"] >= 0}
-    assert used == {name for name, _ in FIELDS} - {"input"}
+    assert used == {name for name, _ in FIELDS} - {"input", "detail"}
 
 
-def test_more_predicates_than_the_key_holds_turn_the_memo_off_and_nothing_else() -> None:
+def test_predicates_are_asked_once_a_kind_and_remembered() -> None:
+    """Forty rules that no class of values answers; a packet's key leads from one to the next."""
     texts = tuple(f"ether proto {n}" for n in range(16, 56))
     judge = Judge(one_map_each(texts))
     frames = [frame(bytes(12) + b"\x00\x10" + bytes([n]) + bytes(50)) for n in range(16, 56)]
     assert judge.verdicts(frames) == [1 << i for i in range(40)]
     assert judge.verdicts(frames) == [1 << i for i in range(40)]
-    assert int(judge.stage.state.header["n_runs"][0]) == 80
+    assert int(judge.stage.state.header["n_runs"][0]) == 40
+
+
+def test_more_predicates_than_are_remembered_change_nothing_but_the_time() -> None:
+    rules = tuple(Rule("pass", f"ether proto {n}") for n in range(16, 16 + MAX_ASKED + 1))
+    judge = Judge(Config("n", (Input("in", "pcap"),), (Tool("t", 5, file="-"),), (Map("m", rules, ("t",)),)))
+    frames = [frame(bytes(12) + b"\x00\x10" + bytes([n]) + bytes(50)) for n in (16, 16 + MAX_ASKED, 16 + MAX_ASKED + 1)]
+    for _ in range(2):
+        assert judge.verdicts(frames) == [1 << 5, 1 << 5, 0]
+    assert int(judge.stage.state.header["n_runs"][0]) == 5  # the first kind is remembered
+
+
+def test_nodes_that_run_out_are_forgotten_and_made_again() -> None:
+    masks = tuple(f"0.0.{bit >> 8}.{bit & 255}" for bit in (1 << n for n in range(16)))
+    judge = Judge(one_map_each(tuple(f"src net {mask} mask {mask}" for mask in masks)), memo_buckets=64)
+    for first in range(0, 1 << 16, 1 << 12):
+        numbers = [(first + 4099 * n) & 0xFFFF for n in range(1 << 12)]
+        frames = [frame(tcp_frame(f"10.0.{n >> 8}.{n & 255}", 1, "10.0.0.0", 2)) for n in numbers]
+        assert judge.verdicts(frames) == numbers
+        assert int(judge.stage.state.header["n_nodes"][0]) <= MAX_NODES
 
 
 def test_a_new_policy_forgets_what_the_old_one_said() -> None:

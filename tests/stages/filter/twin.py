@@ -68,15 +68,32 @@ def address4(data: bytes, l3: int, node: t.Address4 | t.Address4Set, ethertype: 
     return number(data, l3 + at, 4)
 
 
-def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
-    """CannotTellError: undetermined, or for libpcap a read beyond the end, which rejects."""
-    data = f.data
+def answer(node: t.Node, f: Frame, libpcap: bool) -> bool | None:
+    """None: cannot be told. For libpcap that ends it all (CannotTellError); for us FALSE AND it is FALSE, TRUE OR it is TRUE."""
     if isinstance(node, t.Not):
-        return not holds(node.item, f, libpcap)
-    if isinstance(node, t.And):
-        return all(holds(item, f, libpcap) for item in node.items)
-    if isinstance(node, t.Or):
-        return any(holds(item, f, libpcap) for item in node.items)
+        inner = answer(node.item, f, libpcap)
+        return None if inner is None else not inner
+    if isinstance(node, t.And | t.Or):
+        decides = isinstance(node, t.Or)
+        unknown = False
+        for item in node.items:
+            one = answer(item, f, libpcap)
+            if one is decides:
+                return decides
+            unknown |= one is None
+        return None if unknown else not decides
+    try:
+        return holds(node, f, libpcap)
+    except CannotTellError:
+        if libpcap:
+            raise
+        return None
+
+
+def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
+    """A single test. CannotTellError: undetermined, or for libpcap a read beyond the end, which rejects."""
+    data = f.data
+    assert not isinstance(node, t.Not | t.And | t.Or)
     if isinstance(node, t.Length):
         return node.first <= f.wirelen <= node.last
     if isinstance(node, t.Mac):
@@ -139,11 +156,13 @@ class Twin:
         libpcap = m.undetermined == "libpcap"
         for action, node in self.rules[m.name]:
             try:
-                if holds(node, f, libpcap):
-                    return action
+                matches = answer(node, f, libpcap)
             except CannotTellError:
-                if not libpcap:
-                    return "undetermined"
+                continue
+            if matches is None:
+                return "undetermined"
+            if matches:
+                return action
         return "none"
 
     def judge(self, f: Frame) -> tuple[set[int], str]:
