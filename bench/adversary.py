@@ -23,7 +23,7 @@ def kinds(rules: Rules, n: int, seed: int) -> dict[str, list[bytes]]:
         "SYN flood": _whole(
             _tcp(np.random.default_rng(seed).integers(1 << 32, size=n), around.dst[:1].repeat(n), around.sport, around.dport)
         ),
-        "runts": [data[: chosen.randrange(54)] for data in whole],
+        "runts": [data[: chosen.randrange(30, 54)] for data in whole],
         "fragments": [_fragment(data, chosen) for data in whole],
         "deep headers": [(_options if i % 2 else _chain)(data, chosen) for i, data in enumerate(whole)],
     }

@@ -8,8 +8,8 @@ none; IMIX. What has been compiled is compared in rounds that take turns; each v
 counts. Bytes of a block are in the cache when it is judged, as in the agent.
 
 `worst packet`: blocks of 16 of one adversarial kind, each the first of its like for a filter that knows the ordinary traffic; time per
-packet of the worst of them against the median of as many ordinary ones in between. What a step costs without packets is taken off, and of
-several repetitions from the start the fastest counts: the slower ones were disturbed.
+packet of the worst of them against the median of as many ordinary ones in between; `whole_blocks`, against ordinary blocks of 512. What a
+step costs without packets is taken off, and of several repetitions from the start the fastest counts: the slower ones were disturbed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from bench import adversary
-from bench.judging import BLOCK_PACKETS, Judging, Policy, blocks, empty_block
+from bench.judging import BLOCK_PACKETS, Judging, Policy, blocks, empty_block, touch
 from bench.libpcap import Program
-from bench.report import Row
+from bench.report import Row, short
 from bench.rulesets import DIRECTORY, Headers, Ints, Rules, expression, frames, headers, read_rules, without_flags
 from bench.workload import IPV6_SHARE, N_FLOWS, SIZES, VLAN_SHARE
 from broker.core.batch import Batch
@@ -33,7 +33,8 @@ from broker.core.model import Config, Input, Map, Rule, Tool
 SEEDS = ("acl1", "fw1", "ipc1")
 SIZES_OF_SETS = (10, 100, 1_000, 10_000)
 DISTRIBUTIONS = ("zipf", "uniform")
-PEER_SIZES = (100, 1_000)
+PEERS = ("libpcap", "libpcap_unoptimized")
+PEER_SIZES = (100, 1_000)  # ten thousand take libpcap minutes to compile
 PEER_BLOCKS = 8
 SMALL_BLOCK = 16
 _GAP = 32  # between packets of a block: headers may need more than the shortest frame
@@ -118,7 +119,7 @@ class Case:
 
     seed: str
     size: int
-    ns: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*DISTRIBUTIONS, "libpcap")})
+    ns: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*DISTRIBUTIONS, *PEERS)})
 
     def __post_init__(self) -> None:
         self.rules = chosen_rules(self.seed, self.size)
@@ -127,8 +128,7 @@ class Case:
         passing = Map("m", tuple(Rule("pass", text) for text in texts), ("t",), undetermined="libpcap")
         self.policy = Policy(Config("bench", (Input("in", "pcap"),), (Tool("t", file="-"),), (passing,)))
         self.judging = {name: Judging(self.policy) for name in DISTRIBUTIONS}
-        # libpcap's optimizer needs minutes for a thousand of some rules.
-        self.peer = Program(texts, optimize=self.size <= 100) if self.size in PEER_SIZES else None
+        self.peers = {name: Program(texts, optimize=name == "libpcap") for name in PEERS if self.size in PEER_SIZES}
 
     @property
     def name(self) -> str:
@@ -143,30 +143,35 @@ class Case:
             spent = sum(judging.ns(batch) for batch in traffic.batches)
             if counts:
                 self.ns[name].append(spent / traffic.n_packets)
-            if self.peer and name == "zipf":
-                self._visit_peer(self.peer, traffic.batches[:PEER_BLOCKS])
+            if name == "zipf":
+                self._visit_peers(traffic.batches[:PEER_BLOCKS])
 
-    def _visit_peer(self, peer: Program, batches: Sequence[Batch]) -> None:
+    def _visit_peers(self, batches: Sequence[Batch]) -> None:
         """RuntimeError: we do not select the same packets."""
-        spent = 0
-        for batch in batches:
-            ns, selected = peer.timed(*addresses(batch))
-            spent += ns
-            ours = int(np.count_nonzero(batch.verdicts["verdict"]))
-            if selected != ours:
-                raise RuntimeError(f"{self.name}: of a block, libpcap selects {selected} packets and the filter {ours}")
-        self.ns["libpcap"].append(spent / BLOCK_PACKETS / len(batches))
+        for name, peer in self.peers.items():
+            spent = 0
+            for batch in batches:
+                touch(batch)
+                ns, selected = peer.timed(*addresses(batch))
+                spent += ns
+                ours = int(np.count_nonzero(batch.verdicts["verdict"]))
+                if selected != ours:
+                    raise RuntimeError(f"{self.name}: of a block, libpcap selects {selected} packets and the filter {ours}")
+            self.ns[name].append(spent / BLOCK_PACKETS / len(batches))
 
     def rows(self) -> Iterator[Row]:
         for name in DISTRIBUTIONS:
             ours, detail = _summary(self.ns[name])
             ratios = {}
-            if self.peer and name == "zipf":
-                peer, spread = _summary(self.ns["libpcap"])
-                ratios["libpcap"] = peer / ours
-                detail |= {"libpcap_ns": round(peer, 1), "libpcap_min": spread["min"], "libpcap_max": spread["max"]}
-                detail |= {"libpcap_optimized": self.peer.optimized, "libpcap_compile_s": round(self.peer.compile_s, 3)}
-                detail |= {"libpcap_instructions": self.peer.n_instructions}
+            for peer, program in self.peers.items() if name == "zipf" else ():
+                theirs, spread = _summary(self.ns[peer])
+                ratios[peer] = theirs / ours
+                detail[peer] = {
+                    "ns": short(theirs),
+                    **spread,
+                    "instructions": program.n_instructions,
+                    "compile_s": short(program.compile_s),
+                }
             yield Row("classbench", f"{self.name}, {name}", ours, "ns/packet", ratios, detail)
         detail = {"rules": len(self.rules), "image_bytes": self.policy.image_bytes}
         yield Row("classbench", f"{self.name}, compile", self.policy.compile_s, "s", {}, detail)
@@ -174,7 +179,7 @@ class Case:
 
 def _summary(values: Sequence[float]) -> tuple[float, dict[str, Any]]:
     """The median, and beside it the least and the most."""
-    return statistics.median(values), {"min": round(min(values), 1), "max": round(max(values), 1)}
+    return statistics.median(values), {"min": short(min(values)), "max": short(max(values))}
 
 
 def _growth(cases: Sequence[Case]) -> Iterator[Row]:
@@ -205,8 +210,10 @@ def _worst_packet(case: Case, traffic: Traffic, effort: Effort) -> Row:
     median = float(np.median(best.pop("ordinary")))
     worst = {name: float(ns.max()) for name, ns in best.items()}
     kind = max(worst, key=lambda name: worst[name])
-    detail = {"kind": kind, "worst_ns": round(worst[kind], 1), "median_ns": round(median, 1)}
-    detail |= {f"{name}_ns": [round(float(np.median(best[name])), 1), round(ns, 1)] for name, ns in worst.items()}
+    whole = statistics.median(case.ns["zipf"])
+    detail: dict[str, Any] = {"kind": kind, "worst_ns": short(worst[kind]), "median_ns": short(median)}
+    detail |= {"whole_blocks_ns": short(whole), "to_whole_blocks": short(worst[kind] / whole)}
+    detail["kinds_ns"] = {name: {"median": short(float(np.median(best[name]))), "worst": short(ns)} for name, ns in worst.items()}
     return Row("classbench", f"{case.name}, worst packet to the median", worst[kind] / median, "times", {}, detail)
 
 
