@@ -43,10 +43,7 @@ def _runner() -> Callable[[int, Ints, Ints], int]:
 
 
 class Program:
-    """Rules joined by `or`. RuntimeError: libpcap is not there or does not take them.
-
-    `optimize=False`: the time that libpcap's optimizer takes grows much faster than the rules do.
-    """
+    """Rules joined by `or`; `optimize` as tcpdump does, unless told otherwise. RuntimeError: libpcap is not there or does not take them."""
 
     def __init__(self, texts: Sequence[str], *, optimize: bool = True) -> None:
         self.optimized = optimize
