@@ -8,7 +8,7 @@ import sys
 
 from bench.report import line
 
-BENCHES = ("replay", "filter", "memory", "startup")
+BENCHES = ("replay", "filter", "classbench", "memory", "startup")
 
 
 def main() -> int:

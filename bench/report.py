@@ -39,11 +39,11 @@ def machine() -> dict[str, Any]:
 
 
 def line(row: Row) -> str:
-    fields = {"bench": row.bench, "case": row.case, "value": _short(row.value), "unit": row.unit}
-    fields["ratio_to"] = {peer: _short(ratio) for peer, ratio in row.ratio_to.items()}
+    fields = {"bench": row.bench, "case": row.case, "value": short(row.value), "unit": row.unit}
+    fields["ratio_to"] = {peer: short(ratio) for peer, ratio in row.ratio_to.items()}
     return json.dumps({**fields, **row.detail, "machine": machine()})
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Four significant digits: no measurement here has more."""
     return float(f"{value:.4g}")

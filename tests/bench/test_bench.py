@@ -13,13 +13,18 @@ import pytest
 from bench import workload
 from bench.__main__ import BENCHES
 from bench.replay import count_packets
+from tests import libpcap
+from tests.classbench import needs_rule_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"bench", "case", "value", "unit", "ratio_to", "machine"}
 needs_tcpdump = pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_tcpdump if name in ("replay", "filter") else ()) for name in BENCHES])
+NEEDS = {"replay": needs_tcpdump, "filter": needs_tcpdump, "classbench": (libpcap.needs_libpcap, needs_rule_sets)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES])
 def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
     run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
