@@ -31,7 +31,8 @@ from stages.filter.state import (
 )
 from stages.jit import kernel
 from stages.memory import add64, copy, load8, load16, load32, load64, mix, shift_right, store32, store64
-from stages.wire.key import KEY
+from stages.wire.fragments import follow_fragments
+from stages.wire.key import FRAGMENT_FIRST, KEY
 from stages.wire.parse import parse_packets
 
 assert STATE.fields is not None
@@ -47,7 +48,7 @@ assert layout.VERDICT.fields is not None
 _ROWS_AT, _KEYS_AT, _OUTCOMES_AT = (STATE.fields[name][1] for name in ("rows_at", "keys_at", "outcomes_at"))
 _N_OUTCOMES, _INDEX_AT, _INDEX_MASK = (STATE.fields[name][1] for name in ("n_outcomes", "index_at", "index_mask"))
 _TOUCHED_AT, _N_TOUCHED, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched_at", "n_touched", "memo_at", "memo_mask"))
-_SEED, _USE_MEMO, _N_RUNS = (STATE.fields[name][1] for name in ("seed", "use_memo", "n_runs"))
+_SEED, _USE_MEMO, _N_RUNS, _TABLE_AT = (STATE.fields[name][1] for name in ("seed", "use_memo", "n_runs", "table_at"))
 
 _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict", "cause", "undetermined"))
 _WANTED, _PACKETS, _BYTES = (OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes"))
@@ -62,7 +63,7 @@ _DELIVER, _MAP_BYTES = image.MAP.fields["deliver"][1], image.MAP.itemsize
 
 _KEY_BYTES = KEY.itemsize
 _KEY_AT, _KEY_CAPLEN = KEY.fields["at"][1], KEY.fields["caplen"][1]
-_KEY_FLOW, _KEY_ODD = KEY.fields["flow"][1], KEY.fields["odd"][1]
+_KEY_FLOW, _KEY_ODD, _KEY_FRAGMENT = KEY.fields["flow"][1], KEY.fields["odd"][1], KEY.fields["fragment"][1]
 _ENTRY_BYTES, _ENTRY_OUTCOME = MEMO.itemsize, MEMO.fields["outcome"][1]
 
 _BLOCK_N_PACKETS, _BLOCK_N_WANTED = layout.BLOCK.fields["n_packets"][1], layout.BLOCK.fields["n_wanted"][1]
@@ -171,7 +172,8 @@ def _recall(entry: int, key: int) -> int:
 def _outcome_of(state: int, image_at: int, row: int, key: int, packet: int, use_memo: int) -> int:
     frame, caplen = load64(row + _KEY_AT), load32(row + _KEY_CAPLEN)
     wirelen, input_slot = load32(packet + _PACKET_WIRELEN), load16(packet + _PACKET_INPUT)
-    if use_memo == 0 or load8(row + _KEY_ODD) != 0:
+    # the program looks for ports in the packet itself, where those of such a fragment are not
+    if use_memo == 0 or load8(row + _KEY_ODD) != 0 or load8(row + _KEY_FRAGMENT) > FRAGMENT_FIRST:
         return judge_packet(state, image_at, frame, caplen, wirelen, input_slot)
     bucket = load64(state + _MEMO_AT) + load64(key + POLICY_KEY_BUCKET) * 2 * _ENTRY_BYTES
     outcome = _recall(bucket, key)
@@ -232,7 +234,8 @@ def judge_block(
     touched, n_touched, n_wanted = load64(state + _TOUCHED_AT), 0, 0
     for first in range(0, n_packets, CHUNK):
         last = min(first + CHUNK, n_packets)
-        parse_packets(packets, first, last, data, data_bytes, rows)
+        if parse_packets(packets, first, last, data, data_bytes, rows):
+            follow_fragments(rows, packets + first * _PACKET_BYTES, last - first, load64(state + _TABLE_AT), counters)
         if use_memo:
             chunk = packets + first * _PACKET_BYTES
             pack_keys(

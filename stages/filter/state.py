@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.core.layout import LINE, MAPS
+from stages.wire.fragment_table import FragmentTable
 from stages.wire.key import KEY
 
 CHUNK = 64  # packets that are parsed, classed and judged together: their rows stay in the first-level cache
@@ -36,7 +37,8 @@ STATE = np.dtype(
         ("seed", "<i8"),  # so that nobody can choose traffic that collides
         ("use_memo", "<i8"),
         ("n_runs", "<i8"),  # packets that the program was run for
-        ("pad", "<i8", (3,)),
+        ("table_at", "<i8"),  # of fragmented datagrams: no policy changes it
+        ("pad", "<i8", (2,)),
     ]
 )
 
@@ -66,8 +68,9 @@ POLICY_KEY_BUCKET = 24  # behind the three words of the key: where in the memo i
 class State:
     """The memory behind STATE. `max_packets`: of a block; outcomes never run out within one."""
 
-    def __init__(self, max_packets: int, *, memo: bool = True, memo_buckets: int = MEMO_BUCKETS) -> None:
+    def __init__(self, max_packets: int, *, memo: bool = True, memo_buckets: int = MEMO_BUCKETS, fragment_seed: int = 0) -> None:
         self.max_packets = max_packets
+        self.fragments = FragmentTable(fragment_seed)
         self.max_outcomes = 2 * max_packets + 1024
         index_size = 1 << (4 * self.max_outcomes - 1).bit_length()
         sizes = (
@@ -94,6 +97,7 @@ class State:
         self.header["memo_mask"] = memo_buckets - 1
         self.header["seed"] = int.from_bytes(os.urandom(8), "little", signed=True)
         self.header["use_memo"] = memo
+        self.header["table_at"] = self.fragments.at
 
     def forget(self) -> None:
         """Everything that is true of one policy only."""

@@ -74,7 +74,7 @@ def test_maps_decide_and_count_as_the_twin_does(seed: int) -> None:
         slots, why = twin.judge(f)
         assert ({t for t in range(64) if verdict >> t & 1}, CAUSES[cause]) == (slots, why), f.data.hex()
     for counter in COUNTERS:
-        if counter.stage == "filter":
+        if counter.stage == "filter" and not counter.name.startswith(("fragments_", "ip6_")):  # tests/stages/wire has those
             for slot in range(WIDTH[counter.per]):
                 assert judge.count(counter.name, slot) == twin.counts[counter.name, slot], (counter.name, slot)
 
