@@ -35,7 +35,9 @@ from stages.wire.headers import (
 from stages.wire.key import (
     DETAIL_NONE,
     FRAGMENT6_AT,
+    FRAGMENT_CONFLICT,
     FRAGMENT_FOLLOWED,
+    FRAGMENT_TINY,
     IP6_AT,
     KEY,
     KIND_IP6,
@@ -146,17 +148,32 @@ def _banked(field: int, image_at: int, bank: int, value: int) -> int:
 
 
 @kernel
+def _absent(state: int, bank: int) -> int:
+    """NONE, CUT and HIDDEN are the same numbers in KEY. What libpcap would not look for is not cut off to it."""
+    return HIDDEN if bank == 1 and state == CUT else state
+
+
+@kernel
 def _port_value(field: int, image_at: int, bank: int, state: int, port: int) -> int:
-    if state != PORT_SEEN:
-        return state  # NONE, CUT and HIDDEN are the same numbers
-    return _banked(field, image_at, bank, port)
+    if bank > 1:
+        return UNKNOWN
+    return _banked(field, image_at, bank, port) if state == PORT_SEEN else _absent(state, bank)
 
 
 @kernel
 def _detail_value(field: int, image_at: int, bank: int, detail: int) -> int:
-    if detail >= DETAIL_NONE:
-        return detail - DETAIL_NONE
-    return _banked(field, image_at, bank, detail)
+    if bank > 1:
+        return UNKNOWN
+    return _banked(field, image_at, bank, detail) if detail < DETAIL_NONE else _absent(detail - DETAIL_NONE, bank)
+
+
+@kernel
+def _bank(fragment: int, protocol: int) -> int:
+    """1: libpcap does not see the ports: it looks right behind the fixed IPv6 header only, and not at all in later fragments. 2: it sees
+    ports that the KEY row does not show."""
+    if fragment in (FRAGMENT_TINY, FRAGMENT_CONFLICT):
+        return 2
+    return 1 if fragment == FRAGMENT_FOLLOWED or (FRAGMENT6_AT <= protocol < NOT_IP) else 0
 
 
 @kernel
@@ -203,8 +220,7 @@ def _put_headers(key: int, image_at: int, row: int) -> None:
     field = image_at + _DESTINATION
     if load64(field + _SHIFT) >= 0:
         _put(field, key, _address_value(kind, image_at + _DESTINATION4, image_at + _DESTINATION6, image_at, row + _KEY_DESTINATION))
-    # libpcap looks for ports right behind the fixed IPv6 header only, and not at all in later fragments
-    bank = 1 if load8(row + _KEY_FRAGMENT) == FRAGMENT_FOLLOWED or (protocol >= FRAGMENT6_AT and protocol != NOT_IP) else 0
+    bank = _bank(load8(row + _KEY_FRAGMENT), protocol)
     field = image_at + _SOURCE_PORT
     if load64(field + _SHIFT) >= 0:
         _put(field, key, _port_value(field, image_at, bank, load8(row + _KEY_SOURCE_STATE), load16(row + _KEY_SOURCE_PORT)))

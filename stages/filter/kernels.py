@@ -32,7 +32,8 @@ from stages.filter.state import (
 )
 from stages.jit import kernel
 from stages.memory import add64, copy, load8, load32, load64, store32, store64, trailing_zeros
-from stages.wire.key import KEY
+from stages.wire.fragments import follow_fragments
+from stages.wire.key import FRAGMENT_CONFLICT, FRAGMENT_TINY, KEY
 from stages.wire.parse import parse_packets
 
 assert STATE.fields is not None
@@ -52,7 +53,7 @@ _ROWS_AT, _KEYS_AT, _OUTCOMES_AT, _OUTCOME_BYTES = (
 _TOUCHED_AT, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched_at", "memo_at", "memo_mask"))
 _NODES_AT, _N_NODES, _MAX_NODES = (STATE.fields[name][1] for name in ("nodes_at", "n_nodes", "max_nodes"))
 _ASKED_AT, _N_ASKED = (STATE.fields[name][1] for name in ("asked_at", "n_asked"))
-_SEED, _USE_MEMO = (STATE.fields[name][1] for name in ("seed", "use_memo"))
+_SEED, _USE_MEMO, _TABLE_AT = (STATE.fields[name][1] for name in ("seed", "use_memo", "table_at"))
 
 _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict", "cause", "undetermined"))
 _WANTED, _PACKETS, _BYTES = (OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes"))
@@ -62,7 +63,7 @@ _N_MAPS, _MAPS_AT, _TESTS_AT, _PREDICATES_AT = (IMAGE.fields[name][1] for name i
 _SLOT, _MAP_BYTES = image.MAP.fields["slot"][1], image.MAP.itemsize
 
 _KEY_BYTES = KEY.itemsize
-_KEY_FLOW, _KEY_ODD = KEY.fields["flow"][1], KEY.fields["odd"][1]
+_KEY_FLOW, _KEY_ODD, _KEY_FRAGMENT = (KEY.fields[name][1] for name in ("flow", "odd", "fragment"))
 _ENTRY_BYTES, _ENTRY_LINK = MEMO.itemsize, MEMO.fields["link"][1]
 _NODE_BYTES, _LINKS = NODE.itemsize, NODE.fields["links"][1]
 
@@ -123,8 +124,14 @@ def _remember(link: int, state: int, outcome: int) -> None:
 
 
 @kernel
+def _says_all(row: int) -> bool:
+    """Packets with the key of this one are all answered alike."""
+    return load8(row + _KEY_ODD) == 0 and load8(row + _KEY_FRAGMENT) not in (FRAGMENT_TINY, FRAGMENT_CONFLICT)
+
+
+@kernel
 def _outcome_of(state: int, image_at: int, row: int, key: int, packet: int, use_memo: int) -> int:
-    if use_memo == 0 or load8(row + _KEY_ODD) != 0:
+    if use_memo == 0 or not _says_all(row):
         return judge_packet(state, image_at, row, key, packet)
     bucket = load64(state + _MEMO_AT) + load64(key + POLICY_KEY_BUCKET) * 2 * _ENTRY_BYTES
     start = _link_of(bucket, key)
@@ -196,8 +203,9 @@ def judge_block(
     touched, n_touched, n_wanted = load64(state + _TOUCHED_AT), 0, 0
     for first in range(0, n_packets, CHUNK):
         last = min(first + CHUNK, n_packets)
-        parse_packets(packets, first, last, data, data_bytes, rows)
         chunk = packets + first * _PACKET_BYTES
+        if parse_packets(packets, first, last, data, data_bytes, rows):
+            follow_fragments(rows, chunk, last - first, load64(state + _TABLE_AT), counters)
         pack_keys(keys, image_at, rows, chunk, last - first, load64(state + _SEED), load64(state + _MEMO_AT), load64(state + _MEMO_MASK))
         for i in range(first, last):
             row, key, packet = rows + (i - first) * _KEY_BYTES, keys + (i - first) * POLICY_KEY_BYTES, packets + i * _PACKET_BYTES

@@ -72,11 +72,11 @@ from stages.wire.headers import (
     UDP,
 )
 from stages.wire.key import (
-    DETAIL_ICMP,
-    DETAIL_ICMP6,
     DETAIL_NONE,
     FRAGMENT_CONFLICT,
     FRAGMENT_TINY,
+    ICMP6_AT,
+    ICMP_AT,
     KEY,
     PORT_SEEN,
 )
@@ -283,7 +283,7 @@ def _detail_of_row(op: int, test: int, image_at: int, row: int, l3: int) -> int:
 @kernel
 def _test_detail(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, kind: int, row: int, libpcap: int) -> int:
     protocol = load64(test + _C)
-    field, base = l3 + IP6_BYTES, DETAIL_ICMP6 if protocol == ICMP6 else DETAIL_ICMP if protocol == ICMP else 0
+    field, base = l3 + IP6_BYTES, ICMP6_AT if protocol == ICMP6 else ICMP_AT if protocol == ICMP else 0
     if kind == IP:
         if caplen < l3 + IP_PROTOCOL + 1:
             return UNDETERMINED

@@ -4,6 +4,7 @@ reads   BLOCK.n_packets; PACKET rows; data; the policy image of the block's gene
 writes  VERDICT rows {verdict, flow, cause}; BLOCK.n_wanted
 options maps (rules, to, inputs, undetermined), sets, collector, from the configuration by way of the policy image
 counts  judged, forwarded, collected, filtered, dropped_rule, dropped_undetermined, undetermined (packets);
+        fragments by what is known of them, datagrams forgotten too early, IPv6 chains too long;
         per map: passed and dropped (packets and bytes), undetermined; per tool: wanted_frames
 
 Every packet is judged = forwarded (collected is part of it) + filtered + dropped_rule + dropped_undetermined:
@@ -20,12 +21,14 @@ never had them, or asks for ports that a fragment hides. The map then decides no
 (`undetermined: deliver`, whatever the rule's action) or not (`drop`), and counts it as undetermined, not as passed or dropped. With
 `undetermined: libpcap` there is no such answer: the rule does not match.
 
-How: stages/wire/parse.py makes a KEY row of each packet, classes.py a policy key of that, the memo knows the outcome; on a miss, and for
-packets whose headers are not wholly there, index.py finds the rules that the key leaves, and rules.py runs them over the packet itself.
+How: stages/wire/parse.py makes a KEY row of each packet, stages/wire/fragments.py gives later fragments the ports of their first,
+classes.py makes a policy key of that, the memo knows the outcome; on a miss, and for packets whose headers are not wholly there, index.py
+finds the rules that the key leaves, and rules.py runs them over the packet itself.
 """
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 from broker.config.policy.image import check_image
@@ -44,7 +47,11 @@ class Filter:
         self._memo, self._index, self._memo_buckets = memo, index, memo_buckets
 
     def open(self, context: Context) -> None:
-        self.state = State(context.geometry.max_packets, memo=self._memo, index=self._index, memo_buckets=self._memo_buckets)
+        replay = all(source.kind == "pcap" for source in context.lane.inputs)
+        seed = 0 if replay else int.from_bytes(os.urandom(8), "little")  # the same files, the same answers
+        self.state = State(
+            context.geometry.max_packets, memo=self._memo, index=self._index, memo_buckets=self._memo_buckets, fragment_seed=seed
+        )
         self._counters_at = context.counters_at
         self._generation: Generation | None = None
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from broker.config.policy.image import FIELDS, IMAGE, MAX_STACK
 from broker.core.layout import LINE, MAPS, PAGE
+from stages.wire.fragment_table import FragmentTable
 from stages.wire.key import KEY
 
 CHUNK = 64  # packets that are parsed, classed and judged together: their rows stay in the first-level cache
@@ -54,7 +55,8 @@ STATE = np.dtype(
         ("asked_at", "<i8"),  # i8[MAX_ASKED]: predicates of this packet, predicate << 3 | libpcap << 2 | answer
         ("n_asked", "<i8"),
         ("bits_at", "<i8"),  # i8[]: addresses of the rows of terms
-        ("pad", "<i8", (2,)),
+        ("table_at", "<i8"),  # of fragmented datagrams: no policy changes it
+        ("pad", "<i8"),
     ]
 )
 
@@ -87,9 +89,10 @@ class State:
     """The memory behind STATE. `max_packets`: of a block; outcomes never run out within one."""
 
     def __init__(
-        self, max_packets: int, *, memo: bool = True, index: bool = True, memo_buckets: int = MEMO_BUCKETS, seed: int | None = None
+        self, max_packets: int, *, memo: bool = True, index: bool = True, memo_buckets: int = MEMO_BUCKETS, fragment_seed: int = 0
     ) -> None:
         self.max_packets, self._memo_buckets = max_packets, memo_buckets
+        self.fragments = FragmentTable(fragment_seed)
         most = OUTCOME.itemsize + 4 * MAPS
         self._outcome_memory = max(OUTCOME_MEMORY, 2 * (max_packets + 1) * most)
         index_size = 1 << (4 * max(MAX_OUTCOMES, 2 * max_packets) - 1).bit_length()
@@ -119,7 +122,8 @@ class State:
             offset += self._parts[name][1]
         self.header["index_mask"] = index_size - 1
         self.header["max_nodes"] = MAX_NODES
-        self.header["seed"] = int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else seed
+        self.header["seed"] = int.from_bytes(os.urandom(8), "little", signed=True)
+        self.header["table_at"] = self.fragments.at
         self.header["use_memo"], self.header["use_index"] = memo, index
 
     def load(self, image: NDArray[np.uint8]) -> None:

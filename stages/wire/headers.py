@@ -20,24 +20,37 @@ ETH_QINQ_OLD = 0x9100
 LENGTH_MAX = 1500  # an ethertype up to here is an IEEE 802.3 length
 
 # IPv4, RFC 791
+IP_LENGTH = 2
+IP_IDENTIFICATION = 4
 IP_FRAGMENT = 6
 IP_PROTOCOL = 9
 IP_SOURCE = 12
 IP_DESTINATION = 16
 IP_BYTES = 20
 IP_OFFSET_BITS = 0x1FFF
+IP_MORE_BIT = 0x2000
 IP_MORE_OR_OFFSET_BITS = 0x3FFF
 
 # IPv6, RFC 8200
+IP6_LENGTH = 4
 IP6_NEXT = 6
 IP6_SOURCE = 8
 IP6_DESTINATION = 24
 IP6_BYTES = 40
 
+# fragment header of IPv6, RFC 8200 section 4.5
+FRAGMENT_OFFSET = 2
+FRAGMENT_IDENTIFICATION = 4
+FRAGMENT_BYTES = 8
+FRAGMENT_OFFSET_BITS = 0xFFF8  # in bytes as they are
+FRAGMENT_MORE_BIT = 1
+
 # ARP and RARP over Ethernet for IPv4, RFC 826, RFC 903
 ARP_SOURCE = 14
 ARP_DESTINATION = 24
 ARP_BYTES = 28
+
+TCP_FLAGS = 13  # RFC 9293
 
 HOPOPTS = 0
 ICMP = 1
@@ -46,10 +59,10 @@ UDP = 17
 ROUTING = 43
 FRAGMENT = 44
 AUTHENTICATION = 51
+ICMP6 = 58
 DSTOPTS = 60
 ICMP6 = 58
 SCTP = 132
 MOBILITY = 135
-MAX_CHAIN = 8  # extension headers that are walked
-MAX_CHAIN_BYTES = 256
-TCP_FLAGS = 13  # RFC 9293
+MAX_CHAIN = 8  # extension headers that are walked, a fragment header apart
+MAX_CHAIN_BYTES = 256  # and how many bytes of them, fragment header and all

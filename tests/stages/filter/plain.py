@@ -35,6 +35,7 @@ def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
             (batch.verdicts_at, layout.VERDICT.itemsize),
             (int(judge.image.ctypes.data), len(judge.image)),
             (state.at, len(state.memory)),
+            (state.fragments.at, len(state.fragments.memory)),
             (int(judge.counters.ctypes.data), judge.counters.nbytes),
         ):
             memory.allow(at, size)

@@ -12,6 +12,9 @@ from broker.config.policy import parse_expression
 from broker.config.policy import tree as t
 from broker.core.model import Config, Map
 from tests.stages.filter.judging import Frame
+from tests.stages.wire.reference import CONFLICT, SEEN, TINY, Reference, Shown
+
+NOTHING: Shown = (0, 0, 0, 0, 0, 0)
 
 PORTS_OF = {6: 1, 17: 2, 132: 4}
 
@@ -26,18 +29,20 @@ def number(data: bytes, at: int, size: int) -> int:
     return int.from_bytes(data[at : at + size], "big")
 
 
-def port_of(data: bytes, l3: int, node: t.Port, ethertype: int, libpcap: bool) -> int | None:
-    """None: the packet has no such port."""
+def port_of(data: bytes, l3: int, node: t.Port, ethertype: int, shown: Shown | None) -> int | None:
+    """None: the packet has no such port. `shown`: what is known of its datagram; None: not asked, as libpcap does not."""
     if ethertype == 0x800:
         if PORTS_OF.get(number(data, l3 + 9, 1), 0) & node.protocols == 0:
             return None
-        if number(data, l3 + 6, 2) % 8192:
-            return hidden(libpcap)
+        if shown is None and number(data, l3 + 6, 2) % 8192:
+            return None
+        if number(data, l3 + 6, 2) % 8192 or (shown is not None and shown[0] in (TINY, CONFLICT)):
+            return shown_port(shown, node.side)
         at = l3 + 4 * (data[l3] % 16)
     elif ethertype == 0x86DD:
         following = number(data, l3 + 6, 1)
-        if following == 44 and not libpcap:
-            return hidden(libpcap) if PORTS_OF.get(number(data, l3 + 40, 1), 0) & node.protocols else None
+        if following == 44 and shown is not None:
+            return shown_port(shown, node.side) if PORTS_OF.get(number(data, l3 + 40, 1), 0) & node.protocols else None
         if PORTS_OF.get(following, 0) & node.protocols == 0:
             return None
         at = l3 + 40
@@ -46,9 +51,18 @@ def port_of(data: bytes, l3: int, node: t.Port, ethertype: int, libpcap: bool) -
     return number(data, at + 2 * node.side, 2)
 
 
-def hidden(libpcap: bool) -> None:
-    if not libpcap:
+def parsed_at(data: bytes, l3: int, shown: Shown | None) -> Shown | None:
+    """What is known of the datagram is about the header behind all tags."""
+    at = 14
+    while at < 30 and data[at - 2 : at] in (b"\x81\0", b"\x88\xa8", b"\x91\0"):
+        at += 4
+    return NOTHING if shown is not None and at != l3 else shown
+
+
+def shown_port(shown: Shown | None, side: int) -> int:
+    if shown is None or shown[1 + 2 * side] != SEEN:
         raise CannotTellError
+    return shown[2 + 2 * side]
 
 
 def protocol_is(data: bytes, l3: int, node: t.Protocol, ethertype: int) -> bool:
@@ -68,29 +82,29 @@ def address4(data: bytes, l3: int, node: t.Address4 | t.Address4Set, ethertype: 
     return number(data, l3 + at, 4)
 
 
-def answer(node: t.Node, f: Frame, libpcap: bool) -> bool | None:
-    """None: cannot be told. For libpcap that ends it all (CannotTellError); for us FALSE AND it is FALSE, TRUE OR it is TRUE."""
+def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
+    """None: cannot be told. For libpcap (`shown` None) that ends it all (CannotTellError); for us FALSE AND it is FALSE, TRUE OR it is TRUE."""
     if isinstance(node, t.Not):
-        inner = answer(node.item, f, libpcap)
+        inner = answer(node.item, f, shown)
         return None if inner is None else not inner
     if isinstance(node, t.And | t.Or):
         decides = isinstance(node, t.Or)
         unknown = False
         for item in node.items:
-            one = answer(item, f, libpcap)
+            one = answer(item, f, shown)
             if one is decides:
                 return decides
             unknown |= one is None
         return None if unknown else not decides
     try:
-        return holds(node, f, libpcap)
+        return holds(node, f, shown)
     except CannotTellError:
-        if libpcap:
+        if shown is None:
             raise
         return None
 
 
-def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
+def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
     """A single test. CannotTellError: undetermined, or for libpcap a read beyond the end, which rejects."""
     data = f.data
     assert not isinstance(node, t.Not | t.And | t.Or)
@@ -113,7 +127,7 @@ def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
     if isinstance(node, t.Protocol):
         return protocol_is(data, l3, node, ethertype)
     if isinstance(node, t.Port):
-        port = port_of(data, l3, node, ethertype, libpcap)
+        port = port_of(data, l3, node, ethertype, parsed_at(data, l3, shown))
         return port is not None and any(a <= port <= b for a, b in node.ranges)
     if isinstance(node, t.Multicast):
         if ethertype != (0x800 if node.kind == t.IP else 0x86DD):
@@ -144,19 +158,20 @@ def holds(node: t.Node, f: Frame, libpcap: bool) -> bool:
 class Twin:
     config: Config
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
         self.rules = {m.name: [(r.action, parse_expression(r.expression, self.config.sets)) for r in m.rules] for m in self.config.maps}
         self.tool = {tool.name: tool.slot for tool in self.config.tools}
         self.input = {i.name: i.slot for i in self.config.inputs}
 
-    def decide(self, m: Map, f: Frame) -> str:
+    def decide(self, m: Map, f: Frame, shown: Shown) -> str:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
         for action, node in self.rules[m.name]:
             try:
-                matches = answer(node, f, libpcap)
+                matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
@@ -168,9 +183,10 @@ class Twin:
     def judge(self, f: Frame) -> tuple[set[int], str]:
         """Slots of the tools, and why."""
         wanted: set[int] = set()
+        found = self.reference.judge(f.data, 0, f.input)
         passed = dropped = withheld = cannot = False
         for m in self.config.maps:
-            answer = self.decide(m, f)
+            answer = self.decide(m, f, found[0] if found else NOTHING)
             delivers = answer == "pass" or (answer == "undetermined" and m.undetermined == "deliver")
             passed |= delivers
             dropped |= answer == "drop"

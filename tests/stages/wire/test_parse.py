@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from broker.core import layout
 from stages.wire.key import (
     FRAGMENT6_AT,
+    FRAGMENT_ATOMIC,
+    FRAGMENT_FIRST,
+    FRAGMENT_LATER,
     IP6_AT,
     KEY,
     KIND_ARP,
@@ -79,8 +82,16 @@ def test_later_fragments_hide_ports_and_first_ones_show_them() -> None:
     first, later = p.fragments("10.0.0.1", "10.0.0.2", p.UDP, p.udp(7, 8, bytes(32)), size=24)[:2]
     rows = parse(p.ethernet(first), p.ethernet(later))
     assert rows["source_state"].tolist() == [PORT_SEEN, PORT_HIDDEN]
-    six = parse(p.ethernet(p.ipv6("fe80::1", "fe80::2", p.FRAGMENT, p.fragment_header(p.UDP, p.udp(7, 8))), type=p.ETH_IP6))[0]
-    assert (six["protocol"], six["source_state"]) == (FRAGMENT6_AT + p.UDP, PORT_HIDDEN)
+    parts = (
+        p.fragment_header(p.UDP, p.udp(7, 8), more=True),
+        p.fragment_header(p.UDP, p.udp(9, 9), offset=8),
+        p.fragment_header(p.UDP, p.udp(7, 8)),
+    )
+    rows = parse(*(p.ethernet(p.ipv6("fe80::1", "fe80::2", p.FRAGMENT, part), type=p.ETH_IP6) for part in parts))
+    assert rows["protocol"].tolist() == [FRAGMENT6_AT + p.UDP] * 3
+    assert rows["source_state"].tolist() == rows["destination_state"].tolist() == [PORT_SEEN, PORT_HIDDEN, PORT_SEEN]
+    assert rows["source_port"].tolist() == [7, 0, 7]
+    assert rows["fragment"].tolist() == [FRAGMENT_FIRST, FRAGMENT_LATER, FRAGMENT_ATOMIC]
 
 
 def test_a_protocol_without_ports_has_none() -> None:
