@@ -132,7 +132,9 @@ def _side(test: tree.Address4 | tree.Address4Set | tree.Address6 | tree.Address6
 
 def is_predicate(test: Test | bool) -> bool:
     """No class of values answers it: it is run for each packet and its answer is part of the key."""
-    return isinstance(test, tree.Llc) or (isinstance(test, tree.Address4) and not is_range(test.mask))
+    if isinstance(test, tree.Llc | tree.Compare | tree.ProtoChain | tree.FirstFragment) or tree.tags(getattr(test, "layer", ())) < 0:
+        return True
+    return isinstance(test, tree.Address4) and not is_range(test.mask)
 
 
 class _Key:
@@ -158,7 +160,7 @@ def _add_fields(builder: Builder, program: Program) -> None:
         if not is_predicate(test):
             for name, ranges in asks(test):
                 asked.setdefault(name, []).append(ranges)
-    head["depth"] = max((len(getattr(test, "layer", ())) for test in program.tests()), default=0)
+    head["depth"] = max((tree.tags(getattr(test, "layer", ())) for test in program.tests()), default=0)
 
     key = _Key()
 

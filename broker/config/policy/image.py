@@ -33,6 +33,8 @@ MAX_BYTES = 256 << 20
     OP_PORTS,  # a: offset of (first, last) int64 pairs, b: how many; side, protocols, hidden
     OP_PROTOCOL,  # a: value; kinds
     OP_MULTICAST,  # kinds
+    OP_PROTOCHAIN,  # a: value; kinds
+    OP_FIRST_FRAGMENT,  # hidden
     OP_ETHERTYPE,  # a: value
     OP_TAGGED,
     OP_LLC,  # a: value, b: bytes of it (1 or 2)
@@ -42,7 +44,8 @@ MAX_BYTES = 256 << 20
     OP_MAC,  # a: value; side
     OP_GROUP,
     OP_LENGTH,  # a: first, b: last
-) = range(17)
+    OP_COMPARE,  # a: offset of the code, see arithmetic_code.py
+) = range(20)
 
 FALSE, TRUE, UNDETERMINED = 0, 1, 2
 
@@ -59,7 +62,7 @@ TEST = np.dtype(
         ("hidden", "u1"),  # what a port test says where a fragment hides the ports: FALSE (libpcap) or UNDETERMINED
         ("pad", "<u2"),
         ("jumps", "<i4", (3,)),  # by answer: FALSE, TRUE, UNDETERMINED
-        ("pad2", "<i4"),
+        ("layer", "<i4"),  # 0: as many tags as `depth`; else the steps, see layers.py
         ("a", "<i8"),
         ("b", "<i8"),
         ("c", "<i8"),

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.policy import image, tree
+from broker.config.policy.arithmetic_code import compile_compare
 from broker.config.policy.image import CANNOT_TELL, DROP, NONE, PASS, TEST, Builder
+from broker.config.policy.layers import pack_layer
 from broker.config.policy.tree import And, Node, Not, Or
 
 SIGN = 1 << 63
@@ -79,7 +81,7 @@ class Program:
         found = set()
         for i, row in enumerate(self.rows):
             tags = known[i] if reached[i] else 0  # unreached: the first row of a map
-            depth = len(getattr(row.test, "layer", ()))
+            depth = tree.tags(getattr(row.test, "layer", ()))
             if depth > tags:
                 found.add(i)
             is_next_tag = isinstance(row.test, tree.Tagged) and depth == tags
@@ -119,7 +121,8 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
     if isinstance(test, bool):
         out["op"] = image.OP_ALWAYS if test else image.OP_NEVER
         return
-    out["depth"] = len(getattr(test, "layer", ()))
+    layer = getattr(test, "layer", ())
+    out["depth"], out["layer"] = (len(layer), 0) if tree.tags(layer) >= 0 else (0, pack_layer(layer))
     for name in ("side", "kinds", "protocols"):
         out[name] = getattr(test, name, 0)
     match test:
@@ -147,6 +150,15 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["op"] = image.OP_GROUP
         case tree.Multicast():
             out["op"], out["kinds"] = image.OP_MULTICAST, test.kind
+        case tree.ProtoChain():
+            out["op"], out["a"] = image.OP_PROTOCHAIN, test.value
+        case tree.FirstFragment():
+            out["op"] = image.OP_FIRST_FRAGMENT
+        case tree.Compare():
+            out["op"] = image.OP_COMPARE
+            if test not in sets:
+                sets[test] = builder.add(np.array(compile_compare(test), np.int64))
+            out["a"] = sets[test]
         case tree.Length():
             out["op"], out["a"], out["b"] = image.OP_LENGTH, test.first, test.last
         case tree.Address4Set() | tree.Port() | tree.Address6Set():
