@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 from collections import Counter
 
 import pytest
@@ -140,3 +142,37 @@ def test_fragments_of_real_captures_are_shown_as_the_reference_shows_them() -> N
     assert n > 10_000
     assert set(met) == set(range(7))
     assert guesses < n // 100
+
+
+@needs_corpus
+@libpcap.needs_libpcap
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_what_follows_has_the_ports_that_tshark_finds_by_putting_the_datagram_together() -> None:
+    """tshark shows them at the last fragment to come."""
+    n = 0
+    for capture in captures():
+        if (
+            not capture.is_ethernet
+            or "-nonfirst" not in capture.features
+            or not capture.name.startswith(("deepflow/", "pcapplusplus/", "zeek/"))
+        ):
+            continue
+        fields = ("frame.number", "udp.srcport", "udp.dstport", "ip.fragment.error", "ipv6.fragment.error")
+        command = ["tshark", "-n", "-r", str(capture.path), "-c", "500", "-T", "fields", "-E", "occurrence=f"]
+        command += [
+            "-o",
+            "ip.defragment:TRUE",
+            "-o",
+            "ipv6.defragment:TRUE",
+            "-Y",
+            "udp && (ip.reassembled.length || ipv6.reassembled.length)",
+        ]
+        text = subprocess.run([*command, *(word for f in fields for word in ("-e", f))], capture_output=True, text=True, timeout=60).stdout
+        rows = Reader().read(*(Packet(record.data, START_NS + i) for i, record in enumerate(libpcap.read_ethernet(capture.path, 500))))
+        for line in text.splitlines():
+            number, source, destination, *errors = line.split("\t")
+            row = rows[int(number) - 1]
+            if row["fragment"] == r.FOLLOWED and int(row["protocol"]) in (17, 512 + 17) and not any(errors):
+                assert (int(row["source_port"]), int(row["destination_port"])) == (int(source), int(destination)), (capture.name, number)
+                n += 1
+    assert n > 30
