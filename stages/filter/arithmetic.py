@@ -20,6 +20,7 @@ from broker.config.policy.arithmetic_code import (
     LEFT,
     LENGTH,
     LOAD,
+    MAX_NUMBERS,
     MODULO,
     MULTIPLY,
     NUMBER,
@@ -30,6 +31,7 @@ from broker.config.policy.arithmetic_code import (
     SIMPLE,
     SUBTRACT,
     TAGS_SHIFT,
+    WORDS_SHIFT,
     XOR,
 )
 from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
@@ -37,12 +39,11 @@ from broker.config.policy.layers import STEP_BITS, STEP_MASK
 from broker.config.policy.tree import BEHIND6, GENEVE, LINK, NETWORK, TRANSPORT, TYPE
 from stages.filter.locate import NOT_THERE, UNKNOWN, link_at, locate, pack_place, payload_at, type_at
 from stages.jit import kernel
-from stages.memory import load8, load64, load_be16, load_be32
+from stages.memory import load8, load64, load_be16, load_be32, store64
 from stages.wire.headers import ETHERNET_BYTES, ETHERTYPE, IP6_BYTES, IP_FRAGMENT, IP_OFFSET_BITS, TAG_BYTES
 
 _ALL = 0xFFFFFFFF
 _EQUAL, _ABOVE = RELATIONS["="], RELATIONS[">"]
-_POSITION = 32  # an evaluated side is value | position of the word behind it << 32
 
 
 @kernel
@@ -97,27 +98,8 @@ def load_number(what: int, index: int, frame: int, caplen: int, libpcap: int) ->
 
 
 @kernel
-def evaluate(code_at: int, position: int, frame: int, caplen: int, wirelen: int, libpcap: int) -> int:
-    """The side that begins at `position`, packed with where it ends; UNKNOWN, NOT_THERE. As deep as the compiler let it be."""
-    word = load64(code_at + 8 * position)
-    operation = word & 255
-    if operation == NUMBER:
-        return word >> OPERAND_SHIFT | (position + 1) << _POSITION
-    if operation == LENGTH:
-        return wirelen & _ALL | (position + 1) << _POSITION
-    if operation == LOAD:
-        index = evaluate(code_at, position + 2, frame, caplen, wirelen, libpcap)
-        if index < 0:
-            return index
-        value = load_number(load64(code_at + 8 * (position + 1)), index & _ALL, frame, caplen, libpcap)
-        return value if value < 0 else value | (index >> _POSITION) << _POSITION
-    left = evaluate(code_at, position + 1, frame, caplen, wirelen, libpcap)
-    if left < 0:
-        return left
-    right = evaluate(code_at, left >> _POSITION, frame, caplen, wirelen, libpcap)
-    if right < 0:
-        return right
-    a, b, end = left & _ALL, right & _ALL, right >> _POSITION
+def _compute(operation: int, a: int, b: int) -> int:
+    """UNKNOWN: a division by zero."""
     if operation == ADD:
         a += b
     elif operation == SUBTRACT:
@@ -138,11 +120,36 @@ def evaluate(code_at: int, position: int, frame: int, caplen: int, wirelen: int,
         a = a << b if b < 32 else 0
     elif operation == RIGHT:
         a = a >> b if b < 32 else 0
-    return a & _ALL | end << _POSITION
+    return a & _ALL
 
 
 @kernel
-def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int) -> int:
+def evaluate(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
+    """Leaves left and right side in the first two of `numbers`; 0, or UNKNOWN, NOT_THERE."""
+    n_words, depth, i = load64(code_at) >> WORDS_SHIFT, 0, 0
+    while i < n_words:
+        i += 1
+        word = load64(code_at + 8 * i)
+        operation = word & 255
+        if operation == NUMBER or operation == LENGTH:  # noqa: SIM109 - two compares
+            value = word >> OPERAND_SHIFT if operation == NUMBER else wirelen & _ALL
+            depth = min(depth + 1, MAX_NUMBERS)
+        elif operation == LOAD:
+            i += 1
+            depth = max(depth, 1)
+            value = load_number(load64(code_at + 8 * i), load64(numbers + 8 * (depth - 1)), frame, caplen, libpcap)
+        else:
+            depth = max(depth - 1, 1)
+            value = _compute(operation, load64(numbers + 8 * (depth - 1)), load64(numbers + 8 * depth))
+        if value < 0:
+            return value
+        store64(numbers + 8 * (depth - 1), value)
+    return 0
+
+
+@kernel
+def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
+    """`numbers`: int64[MAX_NUMBERS + 1] to work with."""
     relation = load64(code_at)
     if relation & SIMPLE:
         left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen, libpcap)
@@ -150,13 +157,10 @@ def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int) -
             left &= load64(code_at + 24)
         right = load64(code_at + 32)
     else:
-        left = evaluate(code_at, 1, frame, caplen, wirelen, libpcap)
-        right = left if left < 0 else evaluate(code_at, left >> _POSITION, frame, caplen, wirelen, libpcap)
-        if left >= 0:
-            left &= _ALL
-        if right < 0:
-            left = right
-        right &= _ALL
+        left = evaluate(code_at, frame, caplen, wirelen, libpcap, numbers)
+        if left == 0:
+            left = load64(numbers)
+        right = load64(numbers + 8)
     if left < 0:
         return UNDETERMINED if left == UNKNOWN else FALSE
     relation &= 255

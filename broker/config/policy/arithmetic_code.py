@@ -1,10 +1,10 @@
 """A comparison as int64 words, for `stages.filter.arithmetic`.
 
-    word 0      relation (0 =, 1 >, 2 >=) | SIMPLE or not << 8
+    word 0      relation (0 =, 1 >, 2 >=) | SIMPLE or not << 8 | how many words follow << 16
     SIMPLE      what to load, its constant index, a mask, the number it is compared with: three quarters of what people write
-    otherwise   left side, right side, each in prefix order: a word `operation | operand << 8`, then its sides
+    otherwise   left side, right side, each in postfix order: its sides, then a word `operation | operand << 8`
 
-NUMBER has its value as operand; LOAD is followed by what to load and then the index. What to load is
+NUMBER has its value as operand; LOAD takes the index before it and has what to load in the word behind it. What to load is
 size | base << 8 | constant index << 16 | tags << 24 | layer << 32, the layer 0 where tags say it all.
 """
 
@@ -16,6 +16,8 @@ from broker.config.policy.tree import Arithmetic, Binary, Compare, Load, Number,
 
 RELATIONS = {"=": 0, ">": 1, ">=": 2}
 SIMPLE = 1 << 8
+WORDS_SHIFT = 16
+MAX_NUMBERS = 32  # at hand at once; the parser refuses what needs more than half of them
 NUMBER, LENGTH, LOAD, ADD, SUBTRACT, MULTIPLY, DIVIDE, MODULO, AND, OR, XOR, LEFT, RIGHT = range(13)
 _OPERATIONS = {
     "+": ADD, "-": SUBTRACT, "*": MULTIPLY, "/": DIVIDE, "%": MODULO, "&": AND, "|": OR, "^": XOR, "<<": LEFT, ">>": RIGHT,
@@ -31,7 +33,8 @@ def compile_compare(test: Compare) -> list[int]:
     load, mask = _unmasked(test.left)
     if isinstance(load, Load) and isinstance(load.index, Number) and isinstance(test.right, Number):
         return [relation | SIMPLE, _what(load), load.index.value, mask, test.right.value]
-    return [relation, *_prefix(test.left), *_prefix(test.right)]
+    words = [*_postfix(test.left), *_postfix(test.right)]
+    return [relation | len(words) << WORDS_SHIFT, *words]
 
 
 def _unmasked(node: Arithmetic) -> tuple[Arithmetic, int]:
@@ -49,13 +52,13 @@ def _what(load: Load) -> int:
     return load.size | load.base << BASE_SHIFT | (CONSTANT_INDEX if isinstance(load.index, Number) else 0) | where
 
 
-def _prefix(node: Arithmetic) -> list[int]:
+def _postfix(node: Arithmetic) -> list[int]:
     match node:
         case Number():
             return [NUMBER | node.value << OPERAND_SHIFT]
         case WireLength():
             return [LENGTH]
         case Load():
-            return [LOAD, _what(node), *_prefix(node.index)]
+            return [*_postfix(node.index), LOAD, _what(node)]
         case Binary():
-            return [_OPERATIONS[node.operator], *_prefix(node.left), *_prefix(node.right)]
+            return [*_postfix(node.left), *_postfix(node.right), _OPERATIONS[node.operator]]
