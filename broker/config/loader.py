@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.config import schema
+from broker.config import packet, schema
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
 from broker.config.messages import told
 from broker.config.slots import assign_slots
 from broker.core.errors import ConfigErrors
-from broker.core.model import Config, Input, Map, Place, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import Config, Input, Map, Place, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -71,6 +71,7 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         ring=RingSizes(**whole.ring.model_dump()),
         http=whole.http,
         drain_s=whole.drain_s,
+        tests=tuple(_test(n, value, document, next(iter(whole.inputs))) for n, value in enumerate(whole.tests)),
     )
 
 
@@ -95,3 +96,17 @@ def _map(number: int, value: schema.MapPart, document: Document) -> Map:
         place = document.inside(("maps", number, "rules", r, action), 0)
         rules.append(Rule("pass" if action == "pass" else "drop", rule[action], place))
     return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined)
+
+
+def _test(number: int, value: schema.TestPart, document: Document, first_input: str) -> PolicyTest:
+    made = packet.build(value.packet)
+    return PolicyTest(
+        packet=packet.fields_text(value.packet),
+        frame=made.frame,
+        wirelen=made.wirelen,
+        input=made.input or first_input,
+        delivers=tuple(value.delivers),
+        by=None if value.by is None else tuple(value.by),
+        name=value.name,
+        place=document.place(("tests", number)),
+    )

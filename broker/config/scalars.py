@@ -135,6 +135,21 @@ def name(value: Any) -> str:
     return word
 
 
+def label(value: Any) -> str:
+    """A line for people."""
+    word = text(value, "a line of text")
+    if not 0 < len(word) <= 100 or not word.isprintable():
+        raise Wrong(f"found {shown(value)}, expected a line of up to 100 characters")
+    return word
+
+
+def packet(value: Any) -> Any:
+    """Fields, what they may be is said by `broker.config.packet`."""
+    if not isinstance(value, dict):
+        raise Wrong(f"found {shown(value)}, expected the fields of a packet, such as {{ip.src: 10.1.0.5, tcp.dst: 443}}")
+    return value
+
+
 def interface(value: Any) -> str:
     """As the kernel has it: IFNAMSIZ 16 with the zero, dev_valid_name()."""
     word = text(value, "the name of a network interface")

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema, core_schema
 
-from broker.config import scalars
+from broker.config import packet, scalars
 from broker.core import layout, model
 
 
@@ -75,6 +75,8 @@ RULE = Parsed(
         ]
     },
 )
+
+PACKET = Parsed(scalars.packet, packet.json_schema())
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,17 @@ class MapPart(Part):
     )
 
 
+class TestPart(Part):
+    """A packet and what becomes of it. A configuration whose tests fail is refused."""
+
+    name: Annotated[str, text(scalars.label, minLength=1, maxLength=100)] = Field("", description="what it is about, for messages")
+    packet: Annotated[dict[str, Any], PACKET] = Field(description="the fields of a packet, such as {ip.src: 10.1.0.5, tcp.dst: 443}")
+    delivers: Names = Field(description="the tools that get it, in no order; [] for none")
+    by: Annotated[list[Annotated[str, NAME]] | None, OneOrMany()] = Field(
+        None, description="the maps that pass it, in no order; not asked when left out"
+    )
+
+
 class StagesPart(Part):
     """Workers: capture lanes for each live input; of the others for each lane."""
 
@@ -239,6 +252,7 @@ class Whole(Part):
     ring: RingPart = Field(default_factory=lambda: RingPart.model_validate({}), description="sizes of the rings")
     http: Annotated[str, text(scalars.endpoint)] = Field(_CONFIG["http"], description="address:port of /metrics, /healthz and /readyz")
     drain_s: Annotated[float, DRAIN] = Field(_CONFIG["drain_s"], description="how long a stop may take to deliver what was captured")
+    tests: list[TestPart] = Field([], description="packets, and which tools get them: a policy that fails one is not put in force")
 
 
 TAGGED: dict[str, type[Part]] = {
@@ -249,7 +263,7 @@ TAGGED: dict[str, type[Part]] = {
     "@tunnel": TunnelTool,
     "@file": FileTool,
 }
-SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 
 def schema() -> dict[str, Any]:

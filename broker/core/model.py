@@ -74,6 +74,20 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """A packet, and what the policy is to do with it. A policy that fails one is not put in force."""
+
+    packet: str  # its fields in one line, as they are written on a command line
+    frame: bytes  # what was captured of it
+    wirelen: int
+    input: str  # the one it comes from
+    delivers: tuple[str, ...]  # tools; no order
+    by: tuple[str, ...] | None = None  # the maps that pass it, no order; None: not asked
+    name: str = ""  # for people
+    place: Place | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
     """Workers: capture lanes per live input; the others per lane."""
 
@@ -102,6 +116,7 @@ class Config:
     ring: RingSizes = field(default_factory=RingSizes)
     http: str = ""  # address:port of /metrics, /healthz, /readyz; empty: none
     drain_s: float = 10.0  # how long a stop may take
+    tests: tuple[PolicyTest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ def changed(old: str, new: str) -> Config:
         ("[ids, recorder]", "[ids]", "maps", "reload", "pos-db: to [ids, recorder] -> [ids]"),
         ("collector: recorder\n", "", "collector", "reload", "[recorder] -> []"),
         ("drain_s: 10", "drain_s: 5", "drain_s", "reload", "10.0 -> 5.0"),
+        ("delivers: recorder", "delivers: ids", "tests", "reload", "[1]: delivers [recorder] -> [ids]"),
+        ("udp.dst: 53", "udp.dst: 54", "tests", "reload", "[1]: packet udp.dst=53 -> udp.dst=54"),
+        ("  - {packet: {udp.dst: 53}, delivers: recorder}\n", "", "tests", "reload", "[1] removed"),
     ],
 )  # fmt: skip
 def test_a_change_is_told_with_what_it_needs(old: str, new: str, part: str, action: str, reason: str) -> None:

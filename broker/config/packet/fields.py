@@ -6,7 +6,6 @@ those that they need.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,7 +239,7 @@ def _unknown(word: str) -> str:
     return f"unknown field '{word}'{suggest(word, near, 'known are') if near else suggest(word, (*FIELDS, *SHORT, 'inner'))}"
 
 
-def json_schema() -> Mapping[str, Any]:
+def json_schema() -> dict[str, Any]:
     """What an editor is told of a packet."""
     known: dict[str, Any] = {name: {**f.kind.json, "description": f.what} for name, f in FIELDS.items()}
     known |= {short: known[name] for short, name in SHORT.items()}

@@ -139,7 +139,10 @@ def hexadecimal(value: Any) -> bytes:
 
 def _data(value: Any) -> bytes:
     word = scalars.text(value, "text, or 0x and hexadecimal digits")
-    data = hexadecimal(word) if word.startswith("0x") else word.encode(errors="surrogatepass")
+    try:
+        data = hexadecimal(word) if word.startswith("0x") else word.encode()
+    except UnicodeEncodeError:
+        raise Wrong("found bytes that are not text, expected 0x and hexadecimal digits for them") from None
     if len(data) > MAX_PAYLOAD:
         raise Wrong(f"{len(data)} bytes, expected at most {MAX_PAYLOAD}")
     return data

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.config.packet import build, parse_fields
+from broker.config.packet import build, json_schema, parse_fields
 from broker.config.packet.fields import FIELDS, SHORT
 from tests.config.packet.shown import SHOWN
 
@@ -81,6 +81,11 @@ def test_every_field_is_among_them() -> None:
     assert written == {*FIELDS, "inner"}
 
 
+def test_every_field_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[3] / "broker" / "config" / "README.md").read_text()
+    assert [name for name in (*FIELDS, *SHORT, "inner") if f"`{name}`" not in readme] == []
+
+
 def test_the_input_is_told_and_no_part_of_the_frame() -> None:
     said = build(parse_fields("tcp.dst=80 input=span0"))
     assert said.input == "span0"
@@ -93,3 +98,7 @@ def test_what_is_cut_off_was_there() -> None:
     cut = build(parse_fields("tcp.dst=80 payload=abc cut=20"))
     assert (cut.frame, cut.wirelen) == (whole.frame[:20], 57)
     assert build(parse_fields("tcp.dst=80 cut=0")).frame == b""
+
+
+def test_an_editor_knows_every_field() -> None:
+    assert json_schema()["properties"].keys() == {*FIELDS, *SHORT, "inner"}
