@@ -102,7 +102,7 @@ def _fields(old: Any, new: Any) -> Iterable[str]:
     if not is_dataclass(old) or type(old) is not type(new):
         yield f"{_shown(old)} -> {_shown(new)}"
         return
-    for f in fields(old):
+    for f in (f for f in fields(old) if f.compare):
         before, after = getattr(old, f.name), getattr(new, f.name)
         if before == after or isinstance(before, bytes):
             continue  # the bytes of a packet follow from its fields

@@ -20,7 +20,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent(dumper: _Dumper, value: Text) -> yaml.ScalarNode:
     found: str = dumper.resolve(yaml.ScalarNode, str(value), (True, False))  # type: ignore[no-untyped-call]
-    return dumper.represent_scalar(found if found in _PLAIN else "tag:yaml.org,2002:str", str(value))
+    # Some line ends would be folded into blanks between single quotes.
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar(found if found in _PLAIN else "tag:yaml.org,2002:str", str(value), style=style)
 
 
 _Dumper.add_representer(Text, _represent)

@@ -183,7 +183,7 @@ class MapPart(Part):
     rules: list[Annotated[dict[str, str], RULE]] = Field(
         min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
     )
-    to: Names = Field(min_length=1, description="the tools that get what is passed")
+    to: Names = Field([], description="the tools that get what is passed; without, the map only counts")
     undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
         "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
     )
@@ -243,7 +243,7 @@ class Whole(Part):
     tools: dict[Annotated[str, NAME], Tool] = Field(
         min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
     )
-    sets: dict[Annotated[str, NAME], Annotated[list[Annotated[str, ENTRY]], Field(min_length=1)]] = Field(
+    sets: dict[Annotated[str, NAME], list[Annotated[str, ENTRY]]] = Field(
         {}, description="addresses and nets, or ports, for $NAME in expressions"
     )
     maps: list[MapPart] = Field([], max_length=layout.MAPS, description="all are tried; a tool gets a packet at most once")

@@ -92,12 +92,13 @@ def configs(draw: st.DrawFn) -> Config:
         for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
     ]
     to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)
+    to_any = st.just(()) | to
     rules = st.lists(st.builds(Rule, st.sampled_from(["pass", "drop"]), expressions), min_size=1, max_size=3).map(tuple)
     maps = [
         Map(
             name,
             rules=draw(rules),
-            to=draw(to),
+            to=draw(to_any),
             inputs=draw(st.lists(st.sampled_from([i.name for i in inputs]), unique=True).map(tuple)),
             undetermined=draw(st.sampled_from(["deliver", "drop", "libpcap"])),
         )
@@ -108,8 +109,8 @@ def configs(draw: st.DrawFn) -> Config:
         inputs=tuple(inputs),
         tools=tuple(tools),
         maps=tuple(maps),
-        sets={"set_": draw(st.lists(v4 | v6, min_size=1, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
-        collector=draw(to if not maps else st.just(()) | to),
+        sets={"set_": draw(st.lists(v4 | v6, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
+        collector=draw(to if not maps else to_any),
         stages=Stages(*(draw(st.integers(1, 16)) for _ in range(4))),
         ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
         http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),

@@ -69,6 +69,10 @@ def test_every_key_becomes_its_field() -> None:
         ),
     )
     assert [rule.place for rule in config.maps[0].rules] == [Place("t.yaml", 15, 16), Place("t.yaml", 16, 15)]
+    assert [i.place for i in config.inputs] == [Place("t.yaml", 3, 3), Place("t.yaml", 4, 3)]
+    assert [t.place for t in config.tools] == [Place("t.yaml", 6, 3), Place("t.yaml", 7, 3), Place("t.yaml", 8, 3)]
+    assert config.set_places == {"pos_web": Place("t.yaml", 10, 3)}
+    assert [m.place for m in config.maps] == [Place("t.yaml", 12, 5)]
     assert [test.place for test in config.tests] == [Place("t.yaml", 24, 5), Place("t.yaml", 28, 5)]
 
 
@@ -130,7 +134,7 @@ def test_a_test_may_name_an_input_and_what_was_captured() -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["0x0d0a", '"0"', "'no'", '"GET\\r\\n\\0"', "null-", '"~"', "12:30:00", "2026-01-01", '"a  b "', "'= x'", "<<", '"\\u2028"'],
+    ["0x0d0a", '"0"', "'no'", '"GET\\r\\n\\0"', "null-", '"~"', "12:30:00", "2026-01-01", '"a  b "', "'= x'", "<<", '"\\x85"', '"\\u2028"'],
 )
 def test_a_payload_is_written_again_as_it_was_meant(written: str) -> None:
     config = parse_config(BASE.replace("udp.dst: 53", f"udp.dst: 53, payload: {written}"))
@@ -196,6 +200,7 @@ def test_a_generation_file_keeps_places_and_what_no_file_can_say() -> None:
     kept = from_bytes(to_bytes(replace(config, tools=(tool,))))
     assert kept.tools == (tool,)
     assert kept.maps[0].rules[0].place == Place("t.yaml", 15, 16)
+    assert kept.set_places == {"pos_web": Place("t.yaml", 10, 3)}
 
 
 @pytest.mark.parametrize(
