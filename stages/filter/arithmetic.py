@@ -28,6 +28,7 @@ from broker.config.policy.arithmetic_code import (
     RIGHT,
     SIMPLE,
     SUBTRACT,
+    SWAPPED,
     TAGS_SHIFT,
     XOR,
 )
@@ -41,7 +42,6 @@ from stages.wire.headers import ETHERNET_BYTES, ETHERTYPE, IP6_BYTES, TAG_BYTES
 
 _ALL = 0xFFFFFFFF
 _EQUAL, _ABOVE = RELATIONS["="], RELATIONS[">"]
-_POSITION = 32  # an evaluated side is value | position of the word behind it << 32
 
 
 @kernel
@@ -90,27 +90,8 @@ def load_number(what: int, index: int, frame: int, caplen: int) -> int:
 
 
 @kernel
-def evaluate(code_at: int, position: int, frame: int, caplen: int, wirelen: int) -> int:
-    """The side that begins at `position`, packed with where it ends; UNKNOWN, NOT_THERE. As deep as the compiler let it be."""
-    word = load64(code_at + 8 * position)
-    operation = word & 255
-    if operation == NUMBER:
-        return word >> OPERAND_SHIFT | (position + 1) << _POSITION
-    if operation == LENGTH:
-        return wirelen & _ALL | (position + 1) << _POSITION
-    if operation == LOAD:
-        index = evaluate(code_at, position + 2, frame, caplen, wirelen)
-        if index < 0:
-            return index
-        value = load_number(load64(code_at + 8 * (position + 1)), index & _ALL, frame, caplen)
-        return value if value < 0 else value | (index >> _POSITION) << _POSITION
-    left = evaluate(code_at, position + 1, frame, caplen, wirelen)
-    if left < 0:
-        return left
-    right = evaluate(code_at, left >> _POSITION, frame, caplen, wirelen)
-    if right < 0:
-        return right
-    a, b, end = left & _ALL, right & _ALL, right >> _POSITION
+def calculate(operation: int, a: int, b: int) -> int:
+    """32 bits of both; UNKNOWN: a division by zero."""
     if operation == ADD:
         a += b
     elif operation == SUBTRACT:
@@ -131,30 +112,44 @@ def evaluate(code_at: int, position: int, frame: int, caplen: int, wirelen: int)
         a = a << b if b < 32 else 0
     elif operation == RIGHT:
         a = a >> b if b < 32 else 0
-    return a & _ALL | end << _POSITION
+    return a & _ALL
 
 
 @kernel
-def compare(code_at: int, frame: int, caplen: int, wirelen: int) -> int:
-    relation = load64(code_at)
-    if relation & SIMPLE:
-        left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen)
-        if left >= 0:
-            left &= load64(code_at + 24)
-        right = load64(code_at + 32)
-    else:
-        left = evaluate(code_at, 1, frame, caplen, wirelen)
-        right = left if left < 0 else evaluate(code_at, left >> _POSITION, frame, caplen, wirelen)
-        if left >= 0:
-            left &= _ALL
-        if right < 0:
-            left = right
-        right &= _ALL
+def _relate(relation: int, left: int, right: int) -> int:
     if left < 0:
         return UNDETERMINED if left == UNKNOWN else FALSE
-    relation &= 255
     if relation == _EQUAL:
         return TRUE if left == right else FALSE
     if relation == _ABOVE:
         return TRUE if left > right else FALSE
     return TRUE if left >= right else FALSE
+
+
+@kernel
+def compare(code_at: int, frame: int, caplen: int, wirelen: int) -> int:
+    head = load64(code_at)
+    if head & SIMPLE:
+        left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen)
+        if left >= 0:
+            left &= load64(code_at + 24)
+        return _relate(head & 255, left, load64(code_at + 32))
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0, 0, 0, 0, 0, 0, 0, 0  # STACK values, the top first
+    at, end = code_at + 8, code_at + 8 * (head >> OPERAND_SHIFT)
+    while at < end:
+        word = load64(at)
+        operation = word & 255
+        at += 8
+        if operation <= LENGTH:
+            s7, s6, s5, s4, s3, s2, s1 = s6, s5, s4, s3, s2, s1, s0
+            s0 = word >> OPERAND_SHIFT if operation == NUMBER else wirelen & _ALL
+            continue
+        if operation == LOAD:
+            s0 = load_number(load64(at), s0, frame, caplen)
+            at += 8
+        else:
+            s0 = calculate(operation, s0, s1) if word & SWAPPED else calculate(operation, s1, s0)
+            s1, s2, s3, s4, s5, s6 = s2, s3, s4, s5, s6, s7
+        if s0 < 0:
+            return _relate(0, s0, 0)
+    return _relate(head & 255, s0, s1) if head & SWAPPED else _relate(head & 255, s1, s0)

@@ -15,6 +15,7 @@ from tests.stages.filter.judging import MAX_MAPS, Judge, frame, one_map_each
 SUITE = SUITES / "libpcap-filter"
 pytestmark = [needs_corpus, libpcap.needs_libpcap]
 
+
 def rows(name: str) -> Iterator[dict[str, Any]]:
     for line in (SUITE / f"{name}.jsonl").read_text().splitlines():
         row = json.loads(line)
