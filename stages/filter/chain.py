@@ -20,7 +20,9 @@ def _extends(protocol: int) -> bool:
     """An IPv6 header with a length behind the next header; libpcap takes a fragment header for one of 8 bytes by its reserved byte."""
     if protocol == HOPOPTS or protocol == DSTOPTS:  # noqa: SIM109 - two compares
         return True
-    return protocol == ROUTING or protocol == FRAGMENT  # noqa: SIM109 - two compares
+    if protocol == ROUTING:
+        return True
+    return protocol == FRAGMENT
 
 
 @kernel

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broker.config.policy import PolicyError, parse_expression, read_sets
 from broker.config.policy.refused import REFUSED
 from tests import libpcap
-from tests.stages.filter.expressions import EXPRESSIONS
+from tests.stages.filter.expressions import EXPRESSIONS, RARE
 
 SETS = {
     "web": ("10.1.0.0/24", "2001:db8::/64", "192.168.1.1"),
@@ -213,7 +213,7 @@ def test_what_we_refuse_libpcap_refuses_too_or_we_have_said_why_not(text: str) -
 
 _words = st.sampled_from(
     [
-        *sorted({word for text in EXPRESSIONS for word in text.replace("(", " ( ").replace(")", " ) ").split()}),
+        *sorted({word for text in (*EXPRESSIONS, *RARE) for word in text.replace("(", " ( ").replace(")", " ) ").split()}),
         "$web",
         "$ports",
         "and",
