@@ -194,7 +194,7 @@ class Twin:
         found = self.reference.judge(f.data, 0, f.input)
         passed = dropped = withheld = cannot = False
         for m in self.config.maps:
-            answer = self.decide(m, f, found[0] if found else NOTHING)
+            answer = self.decide(m, f, found.shown if found else NOTHING)
             delivers = answer == "pass" or (answer == "undetermined" and m.undetermined == "deliver")
             passed |= delivers
             dropped |= answer == "drop"
