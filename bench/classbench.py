@@ -25,7 +25,7 @@ from bench import adversary
 from bench.judging import BLOCK_PACKETS, Judging, Policy, blocks, empty_block, touch
 from bench.libpcap import Program
 from bench.report import Row, short
-from bench.rulesets import DIRECTORY, Headers, Ints, Rules, expression, frames, headers, read_rules, without_flags
+from bench.rulesets import DIRECTORY, Headers, Ints, Rules, expression, frames, headers, read_rules
 from bench.workload import IPV6_SHARE, N_FLOWS, SIZES, VLAN_SHARE
 from broker.core.batch import Batch
 from broker.core.model import Config, Input, Map, Rule, Tool
@@ -71,7 +71,7 @@ def measure(quick: bool) -> Iterator[Row]:
 
 def chosen_rules(seed: str, n: int) -> Rules:
     """n of the set, in its order, or all but the last: see above."""
-    rules = without_flags(read_rules(DIRECTORY / f"neurocuts_{seed}_{'10k' if n > 1_000 else '1k'}"))[:-1]
+    rules = read_rules(DIRECTORY / f"neurocuts_{seed}_{'10k' if n > 1_000 else '1k'}")[:-1]
     if n >= 1_000:
         return rules
     return rules[np.sort(np.random.default_rng(n).choice(len(rules), n, replace=False))]

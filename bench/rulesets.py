@@ -97,13 +97,6 @@ def read_trace(path: Path) -> tuple[Headers, Ints]:
     return Headers(src, dst, sport, dport, protocol, extra >> 24), rule
 
 
-def without_flags(rules: Rules) -> Rules:
-    """The same rules, asking for no flags."""
-    plain = rules.copy()
-    plain["flags"] = plain["flags_mask"] = 0
-    return plain
-
-
 def expression(rule: np.void) -> str:
     """The rule in the words of pcap-filter(7)."""
     protocol = int(rule["protocol"]) if rule["protocol_mask"] else -1

@@ -1,4 +1,5 @@
-"""``tapmesh check``: is a configuration right? Prints what it means, every default filled in; or all its mistakes at once."""
+"""``tapmesh check``: is a configuration right? Prints what it means, every default filled in; or all its mistakes at once. What is right
+and yet hardly meant is a warning."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli.common import compiled
-from broker.config import load_config, render
+from broker.config import hygiene, load_config, render
 from broker.core.model import Config
 
 
 def add(commands: Any) -> None:
     sub: argparse.ArgumentParser = commands.add_parser("check", help="the effective configuration, or everything that is wrong with it")
     sub.add_argument("config", type=Path, metavar="CONFIG")
-    sub.add_argument("--quiet", action="store_true", help="say nothing if it is right")
+    sub.add_argument("--quiet", action="store_true", help="say nothing if it is right, but for warnings")
+    sub.add_argument("--strict", action="store_true", help="a warning is a mistake")
     sub.set_defaults(main=main)
 
 
@@ -27,10 +29,15 @@ def load(path: Path) -> Config:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit status 0: right. 1: mistakes, told on stderr."""
+    """Exit status 0: right, perhaps with warnings, told on stderr. 1: mistakes, or with --strict warnings."""
     config = load(arguments.config)
-    if not arguments.quiet:
+    warned = hygiene.warnings(config)
+    refused = bool(warned) and arguments.strict
+    if not arguments.quiet and not refused:
         print(render(config), end="")
         sys.stdout.flush()
+    for warning in warned:
+        print(hygiene.text_of(warning), file=sys.stderr)
+    if not arguments.quiet and not refused:
         print(f"{arguments.config}: ok", file=sys.stderr)
-    return 0
+    return int(refused)

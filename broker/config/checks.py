@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from broker.config import scalars
+from broker.config import packet, scalars
 from broker.config.document import Document, Error, Path, Text, dotted
 from broker.config.policy import PolicyError, parse_expression, read_sets
 from broker.config.policy.lexer import WORDS
@@ -27,6 +27,7 @@ def check(document: Document) -> Iterator[Error]:
     sets = yield from _sets(document, _mapping(whole, "sets"))
     yield from _maps(document, whole, sets)
     yield from _names(document, ("collector",), whole.get("collector"), _mapping(whole, "tools"), "tool")
+    yield from _tests(document, whole)
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
         yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
 
@@ -159,6 +160,22 @@ def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) 
             for action in ("pass", "drop"):
                 if isinstance(rule, dict) and isinstance(rule.get(action), Text):
                     yield from _expression(document, (*path, "rules", r, action), str(rule[action]), sets)
+
+
+def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    tests, maps = whole.get("tests"), whole.get("maps")
+    named = {str(m["name"]): m for m in (maps if isinstance(maps, list) else ()) if isinstance(m, dict) and isinstance(m.get("name"), Text)}
+    for n, value in enumerate(tests if isinstance(tests, list) else ()):
+        if not isinstance(value, dict):
+            continue
+        path: Path = ("tests", n)
+        yield from _names(document, (*path, "delivers"), value.get("delivers"), _mapping(whole, "tools"), "tool")
+        yield from _names(document, (*path, "by"), value.get("by"), named, "map")
+        if isinstance(fields := value.get("packet"), dict):
+            yield from _names(document, (*path, "packet", "input"), fields.get("input"), _mapping(whole, "inputs"), "input")
+            for wrong in packet.mistakes(fields):
+                at = (*path, "packet", *wrong.at)
+                yield document.place(at, of_key=wrong.key), dotted(at[:-1] if wrong.key else at), str(wrong)
 
 
 def _expression(document: Document, path: Path, expression: str, sets: dict[str, Elements]) -> Iterator[Error]:

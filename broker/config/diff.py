@@ -5,6 +5,7 @@
 | node, inputs, stages, ring | restart | they shape the rings, the sockets of capture and the processes |
 | http | restart | the listening socket belongs to the supervisor as it was started |
 | tools, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
+| tests | reload | they are asked before a policy is put in force |
 | more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
 | drain_s | reload | it is looked at when the pipeline stops |
 """
@@ -16,11 +17,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from broker.config.lanes import needed_tools, tool_room
-from broker.core.model import Config
+from broker.core.model import Config, PolicyTest
 
 Action = Literal["keep", "reload", "restart"]
 RESTART = ("node", "inputs", "stages", "ring", "http")
-RELOAD = ("tools", "sets", "maps", "collector", "drain_s")
+RELOAD = ("tools", "sets", "maps", "collector", "drain_s", "tests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def _action(part: str) -> Action:
 
 def _told(old: Any, new: Any) -> Iterable[str]:
     """The differences of one part in words; none when there are none."""
-    if isinstance(old, tuple) and any(is_dataclass(item) for item in old + new):
+    if isinstance(old, tuple) and any(isinstance(item, PolicyTest) for item in old + new):
+        yield from _named(*({f"[{n}]": test for n, test in enumerate(tests)} for tests in (old, new)))
+    elif isinstance(old, tuple) and any(is_dataclass(item) for item in old + new):
         before, after = ({item.name: replace(item, slot=0) for item in items} for items in (old, new))
         yield from _named(before, after)
         if old and list(before) != list(after) and before.keys() == after.keys():
@@ -99,10 +102,10 @@ def _fields(old: Any, new: Any) -> Iterable[str]:
     if not is_dataclass(old) or type(old) is not type(new):
         yield f"{_shown(old)} -> {_shown(new)}"
         return
-    for f in fields(old):
+    for f in (f for f in fields(old) if f.compare):
         before, after = getattr(old, f.name), getattr(new, f.name)
-        if before == after:
-            continue
+        if before == after or isinstance(before, bytes):
+            continue  # the bytes of a packet follow from its fields
         if f.name == "rules":
             yield f"rules {len(before)} -> {len(after)}" if len(before) != len(after) else "rules"
         elif is_dataclass(before) and type(before) is type(after):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.config import schema
+from broker.config import packet, schema
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
 from broker.config.messages import told
 from broker.config.slots import assign_slots
 from broker.core.errors import ConfigErrors
-from broker.core.model import Config, Input, Map, Place, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import Config, Input, Map, Place, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -62,8 +62,8 @@ def _validated(document: Document) -> tuple[schema.Whole | None, list[Error]]:
 def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
     return Config(
         node=whole.node,
-        inputs=tuple(_input(name, value, directory) for name, value in whole.inputs.items()),
-        tools=tuple(_tool(name, value, directory) for name, value in whole.tools.items()),
+        inputs=tuple(_input(name, value, directory, _key(document, "inputs", name)) for name, value in whole.inputs.items()),
+        tools=tuple(_tool(name, value, directory, _key(document, "tools", name)) for name, value in whole.tools.items()),
         maps=tuple(_map(n, value, document) for n, value in enumerate(whole.maps)),
         sets={name: tuple(entries) for name, entries in whole.sets.items()},
         collector=tuple(whole.collector),
@@ -71,21 +71,27 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         ring=RingSizes(**whole.ring.model_dump()),
         http=whole.http,
         drain_s=whole.drain_s,
+        tests=tuple(_test(n, value, document, next(iter(whole.inputs))) for n, value in enumerate(whole.tests)),
+        set_places={name: _key(document, "sets", name) for name in whole.sets},
     )
 
 
-def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory: str) -> Input:
+def _key(document: Document, *path: str) -> Place:
+    return document.place(path, of_key=True)
+
+
+def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory: str, place: Place) -> Input:
     if isinstance(value, schema.AfPacketInput):
-        return Input(name, "afpacket", interface=value.interface, promiscuous=value.promiscuous, ring_bytes=value.ring_bytes)
+        return Input(name, "afpacket", interface=value.interface, promiscuous=value.promiscuous, ring_bytes=value.ring_bytes, place=place)
     files = value.files or [str(value.file)]
-    return Input(name, "pcap", files=tuple(os.path.join(directory, file) for file in files), pace=value.pace)
+    return Input(name, "pcap", files=tuple(os.path.join(directory, file) for file in files), pace=value.pace, place=place)
 
 
-def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str) -> Tool:
+def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str, place: Place) -> Tool:
     if isinstance(value, schema.TunnelTool):
-        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()))
+        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()), place=place)
     file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
-    return Tool(name, file=os.path.join(directory, file))
+    return Tool(name, file=os.path.join(directory, file), place=place)
 
 
 def _map(number: int, value: schema.MapPart, document: Document) -> Map:
@@ -94,4 +100,19 @@ def _map(number: int, value: schema.MapPart, document: Document) -> Map:
         action = "pass" if "pass" in rule else "drop"
         place = document.inside(("maps", number, "rules", r, action), 0)
         rules.append(Rule("pass" if action == "pass" else "drop", rule[action], place))
-    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined)
+    place = document.place(("maps", number))
+    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined, place=place)
+
+
+def _test(number: int, value: schema.TestPart, document: Document, first_input: str) -> PolicyTest:
+    made = packet.build(value.packet)
+    return PolicyTest(
+        packet=packet.fields_text(value.packet),
+        frame=made.frame,
+        wirelen=made.wirelen,
+        input=made.input or first_input,
+        delivers=tuple(value.delivers),
+        by=None if value.by is None else tuple(value.by),
+        name=value.name,
+        place=document.place(("tests", number)),
+    )

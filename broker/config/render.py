@@ -7,7 +7,25 @@ from typing import Any
 
 import yaml
 
-from broker.core.model import Config, Input, Tool, Tunnel
+from broker.config.document import Text
+from broker.config.packet import parse_fields
+from broker.core.model import Config, Input, PolicyTest, Tool, Tunnel
+
+_PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes `Text` without quotes where quotes would make text of a number."""
+
+
+def _represent(dumper: _Dumper, value: Text) -> yaml.ScalarNode:
+    found: str = dumper.resolve(yaml.ScalarNode, str(value), (True, False))  # type: ignore[no-untyped-call]
+    # Some line ends would be folded into blanks between single quotes.
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar(found if found in _PLAIN else "tag:yaml.org,2002:str", str(value), style=style)
+
+
+_Dumper.add_representer(Text, _represent)
 
 
 def render(config: Config) -> str:
@@ -32,8 +50,9 @@ def render(config: Config) -> str:
         "ring": asdict(config.ring),
         **({"http": config.http} if config.http else {}),
         "drain_s": config.drain_s,
+        **({"tests": [_test(test) for test in config.tests]} if config.tests else {}),
     }
-    text: str = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=1 << 20)
+    text: str = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
     return text
 
 
@@ -51,6 +70,11 @@ def _tool(value: Tool) -> dict[str, Any]:
 def _tunnel(value: Tunnel) -> dict[str, Any]:
     only_udp = () if value.kind == "gre-udp" else ("port", "source_port")
     return {key: item for key, item in asdict(value).items() if item not in (None, "") and key not in only_udp}
+
+
+def _test(value: PolicyTest) -> dict[str, Any]:
+    name, by = {"name": value.name} if value.name else {}, {} if value.by is None else {"by": list(value.by)}
+    return {**name, "packet": parse_fields(value.packet), "delivers": list(value.delivers), **by}
 
 
 def _entry(entry: str) -> str | int:

@@ -120,11 +120,11 @@ def seconds(value: Any, high: int) -> float:
 def choice(value: Any, words: tuple[str, ...]) -> str:
     word = text(value, alternatives(words))
     if word not in words:
-        raise Wrong(f"unknown word '{word}', expected {alternatives(words)}{suggest(word, words) if _close(word, words) else ''}")
+        raise Wrong(f"unknown word '{word}', expected {alternatives(words)}{suggest(word, words) if is_close(word, words) else ''}")
     return word
 
 
-def _close(word: str, words: Iterable[str]) -> bool:
+def is_close(word: str, words: Iterable[str]) -> bool:
     return bool(difflib.get_close_matches(word, list(words), 1, 0.6))
 
 
@@ -133,6 +133,21 @@ def name(value: Any) -> str:
     if not _NAME.fullmatch(word):
         raise Wrong(f"{shown(value)} is not a name, expected up to 63 letters, digits, '_', '-' and '.', not starting with '-' or '.'")
     return word
+
+
+def label(value: Any) -> str:
+    """A line for people."""
+    word = text(value, "a line of text")
+    if not 0 < len(word) <= 100 or not word.isprintable():
+        raise Wrong(f"found {shown(value)}, expected a line of up to 100 characters")
+    return word
+
+
+def packet(value: Any) -> Any:
+    """Fields, what they may be is said by `broker.config.packet`."""
+    if not isinstance(value, dict):
+        raise Wrong(f"found {shown(value)}, expected the fields of a packet, such as {{ip.src: 10.1.0.5, tcp.dst: 443}}")
+    return value
 
 
 def interface(value: Any) -> str:
@@ -205,7 +220,7 @@ def pace(value: Any) -> str:
         return word
     if _DECIMAL.fullmatch(word) and len(word) < 20 and 1 <= int(word) <= 1_000_000_000:
         return str(int(word))
-    raise Wrong(f"found {shown(value)}, {expected}{suggest(word, ('max', 'recorded')) if _close(word, ('max', 'recorded')) else ''}")
+    raise Wrong(f"found {shown(value)}, {expected}{suggest(word, ('max', 'recorded')) if is_close(word, ('max', 'recorded')) else ''}")
 
 
 def set_entry(value: Any) -> str:
@@ -282,7 +297,7 @@ def kind_of(value: Any, kinds: Iterable[str]) -> Any:
     kind = value["kind"]
     if kind not in kinds:
         found = f"unknown kind {shown(kind)}" if isinstance(kind, str) else f"found {shown(kind)}"
-        hint = suggest(str(kind), kinds) if _close(str(kind), kinds) else ""
+        hint = suggest(str(kind), kinds) if is_close(str(kind), kinds) else ""
         raise Wrong(f"{found}, expected {expected}{hint}", ("kind",))
     return value
 

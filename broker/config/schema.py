@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema, core_schema
 
-from broker.config import scalars
+from broker.config import packet, scalars
 from broker.core import layout, model
 
 
@@ -75,6 +75,8 @@ RULE = Parsed(
         ]
     },
 )
+
+PACKET = Parsed(scalars.packet, packet.json_schema())
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +183,20 @@ class MapPart(Part):
     rules: list[Annotated[dict[str, str], RULE]] = Field(
         min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
     )
-    to: Names = Field(min_length=1, description="the tools that get what is passed")
+    to: Names = Field([], description="the tools that get what is passed; without, the map only counts")
     undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
         "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
+    )
+
+
+class TestPart(Part):
+    """A packet and what becomes of it. A configuration whose tests fail is refused."""
+
+    name: Annotated[str, text(scalars.label, minLength=1, maxLength=100)] = Field("", description="what it is about, for messages")
+    packet: Annotated[dict[str, Any], PACKET] = Field(description="the fields of a packet, such as {ip.src: 10.1.0.5, tcp.dst: 443}")
+    delivers: Names = Field(description="the tools that get it, in no order; [] for none")
+    by: Annotated[list[Annotated[str, NAME]] | None, OneOrMany()] = Field(
+        None, description="the maps that pass it, in no order; not asked when left out"
     )
 
 
@@ -230,7 +243,7 @@ class Whole(Part):
     tools: dict[Annotated[str, NAME], Tool] = Field(
         min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
     )
-    sets: dict[Annotated[str, NAME], Annotated[list[Annotated[str, ENTRY]], Field(min_length=1)]] = Field(
+    sets: dict[Annotated[str, NAME], list[Annotated[str, ENTRY]]] = Field(
         {}, description="addresses and nets, or ports, for $NAME in expressions"
     )
     maps: list[MapPart] = Field([], max_length=layout.MAPS, description="all are tried; a tool gets a packet at most once")
@@ -239,6 +252,7 @@ class Whole(Part):
     ring: RingPart = Field(default_factory=lambda: RingPart.model_validate({}), description="sizes of the rings")
     http: Annotated[str, text(scalars.endpoint)] = Field(_CONFIG["http"], description="address:port of /metrics, /healthz and /readyz")
     drain_s: Annotated[float, DRAIN] = Field(_CONFIG["drain_s"], description="how long a stop may take to deliver what was captured")
+    tests: list[TestPart] = Field([], description="packets, and which tools get them: a policy that fails one is not put in force")
 
 
 TAGGED: dict[str, type[Part]] = {
@@ -249,7 +263,7 @@ TAGGED: dict[str, type[Part]] = {
     "@tunnel": TunnelTool,
     "@file": FileTool,
 }
-SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 
 def schema() -> dict[str, Any]:

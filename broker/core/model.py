@@ -32,6 +32,7 @@ class Input:
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
+    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Tool:
     slot: int = 0
     tunnel: Tunnel | None = None  # None: a file of bare frames
     file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
+    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,25 @@ class Rule:
 class Map:
     name: str
     rules: tuple[Rule, ...]
-    to: tuple[str, ...]  # tools
+    to: tuple[str, ...]  # tools; none: it only counts
     inputs: tuple[str, ...] = ()  # empty: all
     undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
     slot: int = 0
+    place: Place | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """A packet, and what the policy is to do with it. A policy that fails one is not put in force."""
+
+    packet: str  # its fields in one line, as they are written on a command line
+    frame: bytes  # what was captured of it
+    wirelen: int
+    input: str  # the one it comes from
+    delivers: tuple[str, ...]  # tools; no order
+    by: tuple[str, ...] | None = None  # the maps that pass it, no order; None: not asked
+    name: str = ""  # for people
+    place: Place | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +119,8 @@ class Config:
     ring: RingSizes = field(default_factory=RingSizes)
     http: str = ""  # address:port of /metrics, /healthz, /readyz; empty: none
     drain_s: float = 10.0  # how long a stop may take
+    tests: tuple[PolicyTest, ...] = ()
+    set_places: dict[str, Place] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

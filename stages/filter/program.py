@@ -18,9 +18,11 @@ from broker.config.policy.image import (
     FALSE,
     OP_ADDRESS4,
     OP_ALWAYS,
+    OP_COMPARE,
     OP_DETAIL,
     OP_DETAILS,
     OP_ETHERTYPE,
+    OP_FIRST_FRAGMENT,
     OP_GROUP,
     OP_LENGTH,
     OP_LLC,
@@ -28,6 +30,7 @@ from broker.config.policy.image import (
     OP_NEVER,
     OP_PORT,
     OP_PORTS,
+    OP_PROTOCHAIN,
     OP_PROTOCOL,
     OP_SET4,
     OP_SET6,
@@ -37,8 +40,11 @@ from broker.config.policy.image import (
     UNDETERMINED,
 )
 from broker.config.policy.tree import ARP, IP, IP6, RARP
+from stages.filter.arithmetic import compare
+from stages.filter.chain import chain_has
+from stages.filter.locate import NOT_THERE, locate, payload_at, type_at, type_of
 from stages.jit import kernel
-from stages.memory import load8, load16, load64, load_be16, load_be32, load_be64, shift_right
+from stages.memory import load8, load16, load32, load64, load_be16, load_be32, load_be64, shift_right
 from stages.wire.headers import (
     ARP_DESTINATION,
     ARP_SOURCE,
@@ -82,7 +88,7 @@ from stages.wire.key import (
 )
 
 assert image.TEST.fields is not None
-_OP, _DEPTH, _SIDE, _KINDS = (image.TEST.fields[name][1] for name in ("op", "depth", "side", "kinds"))
+_OP, _DEPTH, _LAYER, _SIDE, _KINDS = (image.TEST.fields[name][1] for name in ("op", "depth", "layer", "side", "kinds"))
 _PROTOCOLS = image.TEST.fields["protocols"][1]
 _A, _B, _C = image.TEST.fields["a"][1], image.TEST.fields["b"][1], image.TEST.fields["c"][1]
 TEST_BYTES = image.TEST.itemsize
@@ -331,8 +337,8 @@ def _test_link(op: int, test: int, at: int, caplen: int, wirelen: int) -> int:
 
 
 @kernel
-def _test_type(op: int, test: int, at: int, caplen: int, l3: int, ethertype: int) -> int:
-    """What needs no header behind the tag."""
+def _test_type(op: int, test: int, at: int, caplen: int, l3: int, sap_at: int, ethertype: int) -> int:
+    """What needs no header behind the tag. `sap_at`: behind the ethertype, wherever the payload is."""
     if op == OP_ETHERTYPE:
         return _truth(ethertype == load64(test + _A))
     if op == OP_TAGGED:
@@ -342,6 +348,8 @@ def _test_type(op: int, test: int, at: int, caplen: int, l3: int, ethertype: int
         if ethertype > LENGTH_MAX:
             return FALSE
         n_bytes = load64(test + _B)
+        if n_bytes == 1:
+            l3 = sap_at
     if caplen < l3 + n_bytes:
         return UNDETERMINED
     value = load8(at + l3) if n_bytes == 1 else load_be16(at + l3)
@@ -361,18 +369,43 @@ def _test_multicast(at: int, caplen: int, l3: int, kind: int) -> int:
 
 
 @kernel
-def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int, scratch: int) -> int:
+def _test_first_fragment(at: int, caplen: int, l3: int, kind: int, libpcap: int) -> int:
+    if kind != IP:
+        return TRUE
+    if caplen < l3 + IP_FRAGMENT + 2:
+        return UNDETERMINED
+    if load_be16(at + l3 + IP_FRAGMENT) & IP_OFFSET_BITS:
+        return FALSE if libpcap else UNDETERMINED
+    return TRUE
+
+
+@kernel
+def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int, numbers: int) -> int:
     op = load8(test + _OP)
+    if op == OP_COMPARE:
+        return compare(image_at + load64(test + _A), at, caplen, wirelen, libpcap, numbers)
     if op >= OP_NEVER:
         return _test_link(op, test, at, caplen, wirelen)
-    type_at = ETHERTYPE + TAG_BYTES * load8(test + _DEPTH)
-    l3 = type_at + 2
-    if caplen < l3:
-        return UNDETERMINED
-    ethertype = load_be16(at + type_at)
+    layer = load32(test + _LAYER)
+    if layer == 0:
+        l3 = ETHERTYPE + TAG_BYTES * load8(test + _DEPTH) + 2
+        sap_at = l3
+        if caplen < l3:
+            return UNDETERMINED
+        ethertype = load_be16(at + l3 - 2)
+    else:
+        place = locate(layer, at, caplen)
+        if place < 0:
+            return FALSE if place == NOT_THERE else UNDETERMINED
+        l3, sap_at = payload_at(place), type_at(place) + 2
+        ethertype = type_of(layer, place, at, caplen)
+        if ethertype < 0:
+            return UNDETERMINED
     if op >= OP_ETHERTYPE:
-        return _test_type(op, test, at, caplen, l3, ethertype)
+        return _test_type(op, test, at, caplen, l3, sap_at, ethertype)
     kind = _kind_bit(ethertype)
+    if op == OP_FIRST_FRAGMENT:
+        return _test_first_fragment(at, caplen, l3, kind, libpcap)
     if op <= OP_SET4:
         return _test_address4(op, test, image_at, at, caplen, l3, ethertype)
     if op <= OP_SET6:
@@ -385,4 +418,6 @@ def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: 
         return _test_detail(op, test, image_at, at, caplen, l3, kind, row, libpcap)
     if op == OP_PROTOCOL:
         return _test_protocol(test, at, caplen, l3, kind)
+    if op == OP_PROTOCHAIN:
+        return chain_has(load64(test + _A), kind, at, caplen, l3)
     return _test_multicast(at, caplen, l3, kind)

@@ -5,9 +5,9 @@
 | follow_fragments | KEY rows of fragments: ports and detail of the first to later ones, conflicts, and all counters of fragments |
 
 A datagram is told by its addresses, identification, input and outer two VLANs, with IPv4 by its protocol too (RFC 791, 8200). It is
-forgotten 60 s after its first-come fragment (RFC 8200 section 4.5: what a host waits; one that forgot earlier could be made to believe
-another first fragment than the host does), 1 s when all of it has come (its number may be in use anew, RFC 4963), or when its bucket is
-full of younger ones: seeded, so that nobody can choose which. Times are those of the packets.
+forgotten 60 s after the first to come of its fragments (RFC 8200 section 4.5: what a host waits; who forgets earlier can be made to take
+another fragment for the first one than the host does), or 1 s if all of it has come (its number may be in use anew, RFC 4963), or when its
+bucket is full of younger ones: seeded, so that nobody can choose which. Times are those of the packets.
 
 A datagram is a conflict from the fragment on that
 

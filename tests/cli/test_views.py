@@ -197,3 +197,15 @@ def test_check_prints_what_the_file_means_or_all_its_mistakes(tmp_path: Path):
     done = tapmesh("check", config)
     assert done.returncode == 1
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == ["8", "11"]
+
+
+def test_check_warns_of_what_is_hardly_meant_and_refuses_it_when_it_is_to_be_strict(tmp_path: Path):
+    config = write_config(tmp_path / "c.yaml", tmp_path / "in.pcap", to=tmp_path / "out.pcap", more="sets: {old: [10.0.0.1]}\n")
+    line = len(config.read_text().splitlines())
+    warning = f"{config}:{line}:8: sets.old: warning: no rule uses set 'old'\n"
+    done = tapmesh("check", config)
+    assert (done.returncode, done.stderr) == (0, f"{warning}{config}: ok\n")
+    done = tapmesh("check", "--quiet", config)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", warning)
+    done = tapmesh("check", "--strict", config)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", warning)

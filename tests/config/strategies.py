@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
-from broker.core.model import Config, Input, Map, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -16,6 +17,36 @@ expressions = st.sampled_from(
 )
 v4 = st.ip_addresses(v=4).filter(lambda a: not (a.is_unspecified or a.is_multicast or str(a) == "255.255.255.255")).map(str)
 v6 = st.ip_addresses(v=6).filter(lambda a: not (a.is_unspecified or a.is_multicast or a.is_link_local or a.ipv4_mapped)).map(str)
+
+
+def packet_fields(inputs: list[str]) -> st.SearchStrategy[dict[str, object]]:
+    """Fields as text, as they stand in a document; a few of every kind of value."""
+    number = st.integers(0, 255).map(str) | st.just("0x1f")
+    return st.fixed_dictionaries(
+        {"ip.src": v4, "ip.ttl": number},
+        optional={
+            "input": st.sampled_from(inputs),
+            "vlan.id": number | st.lists(number, min_size=2, max_size=3),
+            "payload": st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: not text.startswith("0x")),
+            "eth.src": st.just("00:11:22:33:44:55"),
+        },
+    )
+
+
+@st.composite
+def policy_tests(draw: st.DrawFn, inputs: list[str], tools: list[str], maps: list[str]) -> PolicyTest:
+    fields = draw(packet_fields(inputs))
+    made = build(fields)
+    some_maps = st.lists(st.sampled_from(maps), unique=True).map(tuple) if maps else st.just(())
+    return PolicyTest(
+        fields_text(fields),
+        made.frame,
+        made.wirelen,
+        made.input or inputs[0],
+        draw(st.lists(st.sampled_from(tools), unique=True).map(tuple)),
+        draw(st.none() | some_maps),
+        draw(st.just("") | words.filter(str.isprintable)),
+    )
 
 
 @st.composite
@@ -61,12 +92,13 @@ def configs(draw: st.DrawFn) -> Config:
         for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
     ]
     to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)
+    to_any = st.just(()) | to
     rules = st.lists(st.builds(Rule, st.sampled_from(["pass", "drop"]), expressions), min_size=1, max_size=3).map(tuple)
     maps = [
         Map(
             name,
             rules=draw(rules),
-            to=draw(to),
+            to=draw(to_any),
             inputs=draw(st.lists(st.sampled_from([i.name for i in inputs]), unique=True).map(tuple)),
             undetermined=draw(st.sampled_from(["deliver", "drop", "libpcap"])),
         )
@@ -77,11 +109,12 @@ def configs(draw: st.DrawFn) -> Config:
         inputs=tuple(inputs),
         tools=tuple(tools),
         maps=tuple(maps),
-        sets={"set_": draw(st.lists(v4 | v6, min_size=1, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
-        collector=draw(to if not maps else st.just(()) | to),
+        sets={"set_": draw(st.lists(v4 | v6, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
+        collector=draw(to if not maps else to_any),
         stages=Stages(*(draw(st.integers(1, 16)) for _ in range(4))),
         ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
         http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),
         drain_s=draw(st.sampled_from([0.0, 0.5, 10.0, 3600.0])),
+        tests=tuple(draw(st.lists(policy_tests([i.name for i in inputs], tool_names, [m.name for m in maps]), max_size=2))),
     )
     return assign_slots(config)

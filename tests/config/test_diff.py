@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -38,6 +38,9 @@ def changed(old: str, new: str) -> Config:
         ("[ids, recorder]", "[ids]", "maps", "reload", "pos-db: to [ids, recorder] -> [ids]"),
         ("collector: recorder\n", "", "collector", "reload", "[recorder] -> []"),
         ("drain_s: 10", "drain_s: 5", "drain_s", "reload", "10.0 -> 5.0"),
+        ("delivers: recorder", "delivers: ids", "tests", "reload", "[1]: delivers [recorder] -> [ids]"),
+        ("udp.dst: 53", "udp.dst: 54", "tests", "reload", "[1]: packet udp.dst=53 -> udp.dst=54"),
+        ("  - {packet: {udp.dst: 53}, delivers: recorder}\n", "", "tests", "reload", "[1] removed"),
     ],
 )  # fmt: skip
 def test_a_change_is_told_with_what_it_needs(old: str, new: str, part: str, action: str, reason: str) -> None:
@@ -55,7 +58,12 @@ def test_nothing_changed_is_kept_part_by_part() -> None:
 
 
 def test_every_part_of_a_configuration_is_looked_at() -> None:
-    assert set(RESTART + RELOAD) == set(Config.__slots__)
+    assert set(RESTART + RELOAD) == {f.name for f in fields(Config) if f.compare}
+
+
+def test_a_change_further_down_says_nothing_of_places() -> None:
+    old, new = parse_config(BASE), parse_config("# moved\n" + BASE.replace("remote: 192.0.2.9", "remote: 192.0.2.10"))
+    assert str(diff(old, new)) == "tools: reload: ids: tunnel.remote 192.0.2.9 -> 192.0.2.10"
 
 
 def test_moved_text_comments_and_slots_are_no_change() -> None:

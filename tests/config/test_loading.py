@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from broker.config import load_config, parse_config, render
 from broker.config.document import read_document
+from broker.config.packet import build
 from broker.config.schema import Part, Whole, schema_text
 from broker.core import model
 from broker.core.errors import ConfigErrors, PipelineError
@@ -54,8 +55,25 @@ def test_every_key_becomes_its_field() -> None:
         ring=model.RingSizes(blocks=8),
         http="127.0.0.1:9464",
         drain_s=10.0,
+        tests=(
+            model.PolicyTest(
+                "ip.src=10.1.0.5 ip.dst=10.2.0.9 tcp.dst=5432",
+                build({"ip.src": "10.1.0.5", "ip.dst": "10.2.0.9", "tcp.dst": "5432"}).frame,
+                wirelen=54,
+                input="span0",
+                delivers=("ids", "recorder"),
+                by=("pos-db",),
+                name="the shop asks its database",
+            ),
+            model.PolicyTest("udp.dst=53", build({"udp.dst": "53"}).frame, wirelen=42, input="span0", delivers=("recorder",)),
+        ),
     )
     assert [rule.place for rule in config.maps[0].rules] == [Place("t.yaml", 15, 16), Place("t.yaml", 16, 15)]
+    assert [i.place for i in config.inputs] == [Place("t.yaml", 3, 3), Place("t.yaml", 4, 3)]
+    assert [t.place for t in config.tools] == [Place("t.yaml", 6, 3), Place("t.yaml", 7, 3), Place("t.yaml", 8, 3)]
+    assert config.set_places == {"pos_web": Place("t.yaml", 10, 3)}
+    assert [m.place for m in config.maps] == [Place("t.yaml", 12, 5)]
+    assert [test.place for test in config.tests] == [Place("t.yaml", 24, 5), Place("t.yaml", 28, 5)]
 
 
 def test_defaults_are_those_of_the_frozen_values() -> None:
@@ -107,6 +125,20 @@ def test_addresses_ports_and_endpoints_get_their_one_spelling() -> None:
 
 def test_pace_may_be_a_number_of_packets_per_second() -> None:
     assert parse_config(BASE.replace("pace: max", "pace: 10_000")).inputs[1].pace == "10000"
+
+
+def test_a_test_may_name_an_input_and_what_was_captured() -> None:
+    test = parse_config(BASE.replace("udp.dst: 53", "input: old, udp.dst: 53, length: 100, cut: 40")).tests[1]
+    assert (test.input, test.wirelen, len(test.frame)) == ("old", 100, 40)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["0x0d0a", '"0"', "'no'", '"GET\\r\\n\\0"', "null-", '"~"', "12:30:00", "2026-01-01", '"a  b "', "'= x'", "<<", '"\\x85"', '"\\u2028"'],
+)
+def test_a_payload_is_written_again_as_it_was_meant(written: str) -> None:
+    config = parse_config(BASE.replace("udp.dst: 53", f"udp.dst: 53, payload: {written}"))
+    assert parse_config(render(config)) == config
 
 
 def test_a_tool_that_names_a_directory_writes_a_file_of_its_own_name_there() -> None:
@@ -168,6 +200,7 @@ def test_a_generation_file_keeps_places_and_what_no_file_can_say() -> None:
     kept = from_bytes(to_bytes(replace(config, tools=(tool,))))
     assert kept.tools == (tool,)
     assert kept.maps[0].rules[0].place == Place("t.yaml", 15, 16)
+    assert kept.set_places == {"pos_web": Place("t.yaml", 10, 3)}
 
 
 @pytest.mark.parametrize(

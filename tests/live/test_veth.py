@@ -20,7 +20,7 @@ import pytest
 from tests.cli.tapmesh import Broker, running, unique_name
 from tests.libpcap import Filter, needs_libpcap
 from tests.netns import Namespace, connect, needs_root
-from tests.packets import arp, ethernet, fragments, tcp_frame, udp_frame
+from tests.packets import arp, ethernet, fragments, tcp, tcp_frame, udp_frame
 from tests.waiting import DEADLINE_S, until
 
 pytestmark = [pytest.mark.root, needs_root, needs_libpcap]
@@ -237,6 +237,12 @@ def test_what_was_captured_is_delivered_when_it_is_stopped_at_once(wires: Wires,
 
 
 def test_fragments_of_one_datagram_go_the_way_of_their_flow(wires: Wires, tmp_path: Path) -> None:
-    """A later fragment shows no port: it is undetermined for a test of ports, and delivered unless the map says otherwise."""
-    pieces = [ethernet(packet) for packet in fragments("10.1.0.1", "10.2.0.1", 6, bytes(range(256)) * 12, size=1000)]
-    assert delivered_when_stopped_at_once(wires, tmp_path, pieces) == pieces[1:]  # the first one shows its ports, and they are others
+    """A later fragment shows no port: it goes where its first went, and where that is not known it is delivered."""
+
+    def pieces(source: str, port: int) -> list[bytes]:
+        segment = tcp(4000, port, payload=bytes(range(256)) * 12)
+        return [ethernet(packet) for packet in fragments(source, "10.2.0.1", 6, segment, size=1000)]
+
+    web, other, headless = pieces("10.1.0.1", 443), pieces("10.1.0.2", 22), pieces("10.1.0.3", 22)[1:]
+    sent = [piece for datagram in zip(web, other, strict=True) for piece in datagram] + headless
+    assert delivered_when_stopped_at_once(wires, tmp_path, sent) == web + headless

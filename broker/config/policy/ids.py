@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from broker.config.policy import tree
+from broker.config.policy import link, osi, tree
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.lexer import Token
-from broker.config.policy.names import ANY_PORT_PROTOCOL, ETHERTYPES, PROTOCOLS, SCTP, SERVICES, TCP, UDP
+from broker.config.policy.names import ANY_PORT_PROTOCOL, ETHERTYPES, OSI_PROTOCOLS, PROTOCOLS, SCTP, SERVICES, TCP, UDP
+from broker.config.policy.refused import REFUSED
 from broker.config.policy.sets import Elements, port, port_range
 from broker.config.policy.tree import ARP, DESTINATION, IP, IP6, RARP, SOURCE, And, Node, Or
 
 _KINDS4 = {"": IP | ARP | RARP, "ip": IP, "arp": ARP, "rarp": RARP}
 _PORT_BITS = {"": ANY_PORT_PROTOCOL, "tcp": TCP, "udp": UDP, "sctp": SCTP}
 _PROTO_KINDS = {"": IP | IP6, "ip": IP, "ip6": IP6}
-_ETHERTYPE_MIN = 1501  # up to 1,500 it is an IEEE 802.3 length
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,18 @@ class Ids:
         """`second`: the length behind ``/`` or the mask."""
         if q.type in ("port", "portrange"):
             return self.port(token, second, q, layer)
-        if q.type == "proto":
+        if q.type in ("proto", "protochain"):
             return self.proto(token, second, q, layer)
         if q.protocol == "ether":
-            return self.ether(token, second, q)
+            return self.ether(token, second, q, layer)
+        if q.protocol == "decnet":
+            return self.decnet(token, second, q, layer)
         if q.protocol not in ("", "ip", "ip6", "arp", "rarp"):
             raise PolicyError(f"'{q.protocol}' has no {q.type or 'host'}: write '{q.protocol} and {_without(q)} ...'", q.at)
         if token.kind == "set":
             return self.address_set(token, q, layer)
         if token.kind == "name":
-            raise PolicyError(f"unknown name '{token.text}': names are not looked up: write the address", token.at)
+            raise PolicyError(f"unknown name '{token.text}': {REFUSED['name']}: write the address", token.at)
         if token.kind == "mac":
             raise PolicyError(f"'{token.text}' is an Ethernet address: write 'ether host'", token.at)
         if token.kind == "address6":
@@ -81,7 +83,7 @@ class Ids:
                 raise PolicyError(f"'{token.text}' has bits set that the mask '{second.text}' leaves out", token.at)
             if q.type != "net":
                 raise PolicyError(f"a mask makes a net: write '{_net_words(q)} {token.text}...'", token.at)
-        kinds = _KINDS4[q.protocol]
+        kinds = _kinds4(q, layer)
         return sided(q.direction, lambda side: tree.Address4(layer, side, kinds, net, mask))
 
     def address6(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
@@ -106,7 +108,7 @@ class Ids:
         if elements.ranges4:
             if q.protocol == "ip6":
                 raise PolicyError(f"set '{token.text}' has IPv4 addresses, but 'ip6' is asked for", token.at)
-            kinds = _KINDS4[q.protocol]
+            kinds = _kinds4(q, layer)
             parts.append(sided(q.direction, lambda side: tree.Address4Set(layer, side, kinds, elements.ranges4)))
         if elements.ranges6:
             if q.protocol not in ("", "ip6"):
@@ -125,17 +127,30 @@ class Ids:
             raise PolicyError(f"'{q.shown()}' takes {wanted}, but set '{token.text}' has {' and '.join(others)}", token.at)
         return found
 
-    def ether(self, token: Token, second: Token | None, q: Qualifiers) -> Node:
+    def ether(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if q.type not in ("", "host"):
             raise PolicyError(f"'ether {q.type}' does not exist", q.at)
         if token.kind == "set":
             macs = self.elements(token, "Ethernet addresses", q).macs
-            return Or(tuple(sided(q.direction, lambda side, m=m: tree.Mac(side, m)) for m in macs))  # type: ignore[misc]
+            link.only_ethernet(layer, "Ethernet addresses", token.at)
+            return Or(tuple(sided(q.direction, lambda side, m=m: link.mac(layer, side, m, token.at)) for m in macs))  # type: ignore[misc]
         if token.kind == "name":
-            raise PolicyError(f"unknown name '{token.text}': names are not looked up: write the Ethernet address", token.at)
+            raise PolicyError(f"unknown name '{token.text}': {REFUSED['name']}: write the Ethernet address", token.at)
         if token.kind != "mac" or second is not None:
             raise PolicyError(f"'{token.text}' is not an Ethernet address", token.at)
-        return sided(q.direction, lambda side: tree.Mac(side, token.value))
+        return sided(q.direction, lambda side: link.mac(layer, side, token.value, token.at))
+
+    def decnet(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
+        if second is not None:
+            raise PolicyError(f"{REFUSED['decnet']}: write 'decnet host area.node'", second.at)
+        if token.kind == "number":
+            _fits(token, 0xFFFF)
+            address = token.value
+        elif token.kind == "address4":
+            address = osi.decnet_address(token.text, token.at)
+        else:
+            raise PolicyError(f"'{token.text}' is not a DECnet address ({REFUSED['name']}: write 'area.node')", token.at)
+        return sided(q.direction, lambda side: osi.decnet(layer, side, address, token.at))
 
     # ---- ports and protocols
 
@@ -170,30 +185,49 @@ class Ids:
     def proto(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if token.kind not in ("number", "name") or second is not None:
             raise PolicyError(f"'{token.text}' is not a protocol: expected a number or \\name", token.at)
+        if q.type == "protochain":
+            return self.protochain(token, q, layer)
         if q.protocol == "ether":
-            return self.ethertype(token, layer)
+            return link.ether_type(layer, _value(token, ETHERTYPES, "ethertype", 0xFFFF), token.at)
         if q.protocol == "iso":
-            raise PolicyError("'iso proto' is not supported yet", q.at)
+            return osi.iso(layer, _value(token, OSI_PROTOCOLS, "OSI protocol"), token.at)
+        if q.protocol == "isis":
+            return osi.isis(layer, _value(token, {}, "type of IS-IS packet"), token.at)
         if q.protocol not in _PROTO_KINDS:
-            raise PolicyError(f"'{q.protocol} proto' does not exist: expected 'ip proto', 'ip6 proto', 'ether proto' or 'proto'", q.at)
-        if token.kind == "name" and token.text not in PROTOCOLS:
-            raise PolicyError(f"unknown protocol '{token.text}': write its number", token.at)
-        value = token.value if token.kind == "number" else PROTOCOLS[token.text]
-        return tree.Protocol(layer, _PROTO_KINDS[q.protocol], value)
+            expected = "expected 'ip proto', 'ip6 proto', 'ether proto', 'iso proto', 'isis proto' or 'proto'"
+            raise PolicyError(f"'{q.protocol} proto' does not exist: {expected}", q.at)
+        return tree.Protocol(layer, _PROTO_KINDS[q.protocol], _value(token, PROTOCOLS, "protocol"))
 
-    def ethertype(self, token: Token, layer: tree.Layer) -> Node:
-        if token.kind == "name" and token.text not in ETHERTYPES:
-            raise PolicyError(f"unknown or not yet supported ethertype '{token.text}'", token.at)
-        value = token.value if token.kind == "number" else ETHERTYPES[token.text]
-        if value > 0xFFFF:
-            raise PolicyError(f"ethertype {token.text} is above 65535", token.at)
-        if value in (0x809B, 0x80F3, 0xE0):
-            raise PolicyError(f"ethertype {token.text} (AppleTalk, IPX) also comes in SNAP frames, which is not supported yet", token.at)
-        if value >= _ETHERTYPE_MIN:
-            return tree.EtherType(layer, value)
-        if value in (0x06, 0xF0, 0xFE):  # libpcap wants these in both service access points
-            return tree.Llc(layer, value << 8 | value, True)
-        return tree.Llc(layer, value, False)
+    def protochain(self, token: Token, q: Qualifiers, layer: tree.Layer) -> Node:
+        if q.protocol not in _PROTO_KINDS:
+            raise PolicyError(f"'{q.protocol} protochain' does not exist: expected 'ip protochain', 'ip6 protochain' or 'protochain'", q.at)
+        if tree.GENEVE in layer:
+            raise PolicyError("'protochain' is not followed behind 'geneve'", q.at)
+        value = _value(token, PROTOCOLS, "protocol")
+        chains = [tree.ProtoChain(layer, kind, value) for kind in (IP, IP6) if _PROTO_KINDS[q.protocol] & kind]
+        return chains[0] if len(chains) == 1 else Or(tuple(chains))
+
+
+def _kinds4(q: Qualifiers, layer: tree.Layer) -> int:
+    """Ethertypes with IPv4 addresses; behind labels only IP itself can be told."""
+    if q.protocol in ("arp", "rarp"):
+        link.protocol(layer, q.protocol, q.at)
+    return IP if link.has_labels(layer) else _KINDS4[q.protocol]
+
+
+def _value(token: Token, names: Mapping[str, int], what: str, top: int = 0xFF) -> int:
+    if token.kind == "number":
+        _fits(token, top)
+        return token.value
+    if token.text not in names:
+        known = REFUSED["protocol name"] if names is PROTOCOLS else "names: " + (", ".join(names) or "none")
+        raise PolicyError(f"unknown {what} '{token.text}' ({known}): write its number", token.at)
+    return names[token.text]
+
+
+def _fits(token: Token, top: int) -> None:
+    if token.value > top:
+        raise PolicyError(f"{token.text} is above {top}: {REFUSED['too large']}", token.at)
 
 
 def _number_net(token: Token, second: Token | None, q: Qualifiers) -> tuple[int, int]:

@@ -36,6 +36,8 @@ MAX_BYTES = 256 << 20
     OP_DETAILS,  # a: offset of (first, last) int64 pairs, b: how many, c: protocol; kinds
     OP_PROTOCOL,  # a: value; kinds
     OP_MULTICAST,  # kinds
+    OP_PROTOCHAIN,  # a: value; kinds
+    OP_FIRST_FRAGMENT,
     OP_ETHERTYPE,  # a: value
     OP_TAGGED,
     OP_LLC,  # a: value, b: bytes of it (1 or 2)
@@ -45,7 +47,8 @@ MAX_BYTES = 256 << 20
     OP_MAC,  # a: value; side
     OP_GROUP,
     OP_LENGTH,  # a: first, b: last
-) = range(19)
+    OP_COMPARE,  # a: offset of the code, see arithmetic_code.py
+) = range(22)
 
 FALSE, UNDETERMINED, TRUE = 0, 1, 2
 """In this order AND is the smaller one of two, OR the larger one, and NOT is 2 - x (Kleene's logic)."""
@@ -64,7 +67,7 @@ TEST = np.dtype(
         ("protocols", "u1"),
         ("pad", "u1", (3,)),
         ("predicate", "<i4"),  # its number, if no class of values answers it; else -1
-        ("pad2", "<i4"),
+        ("layer", "<i4"),  # 0: as many tags as `depth`; else the steps, see layers.py
         ("a", "<i8"),
         ("b", "<i8"),
         ("c", "<i8"),

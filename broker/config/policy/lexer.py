@@ -1,6 +1,6 @@
-"""The words of an expression, as libpcap's scanner cuts them, and ours: ``$name``.
+"""The words of an expression, cut as libpcap's scanner cuts them, and ours: ``$name``.
 
-The longest run of letters, digits and ``-_.:`` is one word; what it looks like decides what it is. A run that is nothing becomes a `bad`
+The longest match wins: ``fe80::1`` is one address, ``0:2`` three words, ``len-1`` the name of a host. What nothing matches becomes a `bad`
 token, so that an error left of it is told first.
 """
 
@@ -11,48 +11,27 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Literal
 
+from broker.config.policy.names import CONSTANTS
+
 Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "mark", "bad", "end"]
 
 _WORDS = """
-src dst host net port portrange proto mask and or not less greater len length broadcast multicast vlan
-ether link ip ip6 arp rarp tcp udp sctp icmp icmp6 igmp igrp pim vrrp carp ah esp decnet lat sca mopdl moprc stp netbeui iso
-fddi tr wlan ppp slip
+src dst host net port portrange proto protochain mask and or not less greater byte len length broadcast multicast
+vlan mpls pppoed pppoes geneve llc ether link ip ip6 arp rarp tcp udp sctp icmp icmp6 igmp igrp pim vrrp carp ah esp
+decnet lat sca mopdl moprc atalk aarp ipx stp netbeui iso clnp esis es-is isis is-is l1 l2 iih lsp snp csnp psnp fddi tr wlan ppp slip
 """
-_LATER = """
-gateway protochain byte mpls pppoed pppoes geneve vxlan llc atalk aarp ipx clnp esis es-is isis is-is l1 l2 iih lsp snp csnp psnp
-"""
-_NOT_ETHERNET = "radio type subtype dir direction addr1 addr2 addr3 addr4 ra ta batadv"
-_NOT_ATM = "lane oam oamf4 oamf4ec oamf4sc metac bcc sc ilmic vpi vci connectmsg metaconnect"
-_NOT_SS7 = "fisu lssu lsu msu hfisu hlssu hmsu sio opc dpc sls hsio hopc hdpc hsls"
-
 WORDS = frozenset(_WORDS.split())
 _ALIASES = {
-    "&&": "and", "||": "or", "!": "not", "length": "len", "==": "=", "carp": "vrrp",
+    "&&": "and", "||": "or", "!": "not", "length": "len", "==": "=", "carp": "vrrp", "es-is": "esis", "is-is": "isis",
     **dict.fromkeys(("link", "fddi", "tr", "wlan", "ppp", "slip"), "ether"),
 }  # fmt: skip
 
-LATER = frozenset(_LATER.split())
-"""Words of pcap-filter(7) that are not understood yet."""
-
-CONSTANTS = frozenset(("icmptype", "icmpcode", "icmp6type", "icmp6code", "tcpflags"))
-CONSTANT_BEGINNINGS = ("icmp-", "icmp6-", "tcp-")
-"""Names of numbers; they make sense with byte access only, and so are not understood yet either."""
-
-NEVER = {
-    **dict.fromkeys(("inbound", "outbound", "ifindex"), "a packet in the ring does not say its direction; name the input in the map"),
-    **dict.fromkeys(_NOT_ETHERNET.split(), "traffic is Ethernet"),
-    **dict.fromkeys(("on", "ifname", "rset", "ruleset", "rnr", "srnr", "reason", "action"), "it is about OpenBSD's packet filter"),
-    **dict.fromkeys(_NOT_ATM.split(), "it is about ATM"),
-    **dict.fromkeys(_NOT_SS7.split(), "it is about SS7"),
-}
-"""Words of pcap-filter(7) that make no sense here, and why."""
-
 _TOKEN = re.compile(
     r"[ \t\r\n]*(?:"
-    r"(?P<run>[A-Za-z0-9:][A-Za-z0-9:._-]*)"
+    r"(?P<run>[A-Za-z0-9](?:[-_.A-Za-z0-9]*[.A-Za-z0-9])?)"
     r"|\$(?P<set>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
     r"|\\(?P<escaped>[^ !()\n\t]+)"
-    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%\[\]!<>()&|^=])"
+    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%:\[\]!<>()&|^=])"
     r"|(?P<end>\Z)"
     r"|(?P<bad>.))",
     re.DOTALL,
@@ -63,7 +42,9 @@ _B = "[0-9A-Fa-f]{1,2}"
 _MAC = re.compile(
     rf"{_B}(?::{_B}){{5}}|{_B}(?:-{_B}){{5}}|{_B}(?:\.{_B}){{5}}|[0-9A-Fa-f]{{4}}(?:\.[0-9A-Fa-f]{{4}}){{2}}|[0-9A-Fa-f]{{12}}"
 )
-_NAME = re.compile(r"[A-Za-z0-9](?:[-_.A-Za-z0-9]*[.A-Za-z0-9])?")
+_COLONS = re.compile(rf"{_B}:+(?:{_B}:+)+")
+_HEXTET = re.compile(r"[0-9A-Fa-f]{1,4}")
+_QUAD = re.compile(r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]+|[0-9]+)){3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +70,16 @@ def scan(text: str) -> list[Token]:
         match = _TOKEN.match(text, at)
         assert match is not None  # the last alternative takes anything
         group = match.lastgroup or "bad"
-        value, start = match.group(group), match.start(group)
+        value, start, at = match.group(group), match.start(group), match.end()
         if group == "end":
             tokens.append(Token("end", "", len(text)))
             return tokens
+        if group in ("run", "mark") and ":" in text[start : start + 5]:
+            found = _with_colons(text, start, at)
+            if found is not None:
+                at = found[1]
+                tokens.append(found[0])
+                continue
         if group == "run":
             tokens.append(_run(value, start))
         elif group == "mark":
@@ -104,7 +91,6 @@ def scan(text: str) -> list[Token]:
             tokens.append(Token("set", value, start - 1))
         else:
             tokens.append(Token("bad", f"unexpected character {value!r}", start))
-        at = match.end()
 
 
 def _run(run: str, at: int) -> Token:
@@ -114,20 +100,58 @@ def _run(run: str, at: int) -> Token:
         return Token("mac", run, at, mac(run))
     if _NUMBER.fullmatch(run):
         return _number(run, at)
+    if run in CONSTANTS:
+        return Token("number", run, at, CONSTANTS[run])
     if _ADDRESS4.fullmatch(run):
         try:
             value, bits = address4(run)
         except ValueError as error:
             return Token("bad", str(error), at)
         return Token("address4", run, at, value, bits)
-    if ":" in run:
+    return Token("name", run, at)
+
+
+def _with_colons(text: str, start: int, run_end: int) -> tuple[Token, int] | None:
+    """The address that begins here and its end, if there is one longer than the run of letters and digits."""
+    mac_match, colons = _MAC.match(text, start), _COLONS.match(text, start)
+    mac_end, address6_end = mac_match.end() if mac_match else 0, _address6_end(text, start)
+    end = max(mac_end, address6_end, colons.end() if colons else 0)
+    if end <= run_end and text[start] != ":":
+        return None
+    found = text[start:end]
+    if end == mac_end:
+        return Token("mac", found, start, mac(found)), end
+    if end == address6_end and end > start:
         try:
-            return Token("address6", run, at, int(IPv6Address(run)))
+            return Token("address6", found, start, int(IPv6Address(found))), end
         except ValueError:
-            return Token("bad", f"'{run}' is neither an IPv6 nor an Ethernet address", at)
-    if _NAME.fullmatch(run):
-        return Token("name", run, at)
-    return Token("bad", f"'{run}' is not a word, a number or an address", at)
+            return Token("bad", f"'{found}' is not an IPv6 address", start), end
+    return (Token("bad", f"'{found}' is neither an IPv6 nor an Ethernet address", start), end) if found else None
+
+
+def _address6_end(text: str, at: int) -> int:
+    """Where the longest IPv6 address from `at` ends (RFC 4291 2.2); `at` when there is none."""
+    end, hextets, elided = at, 0, False
+    if text.startswith("::", at):
+        elided, at = True, at + 2
+        end = at
+    while True:
+        quad = _QUAD.match(text, at)
+        if quad and hextets <= (5 if elided else 6) and (elided or hextets == 6):
+            end = max(end, quad.end())
+        hextet = _HEXTET.match(text, at)
+        if hextet is None or hextets == (7 if elided else 8):
+            return end
+        hextets, at = hextets + 1, hextet.end()
+        if elided or hextets == 8:
+            end = max(end, at)
+        if text.startswith("::", at) and not elided and hextets <= 7:
+            elided, at = True, at + 2
+            end = max(end, at)
+        elif text.startswith(":", at):
+            at += 1
+        else:
+            return end
 
 
 def _number(run: str, at: int) -> Token:

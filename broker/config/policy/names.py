@@ -31,9 +31,24 @@ ddp=37 idpr-cmtp=38 ipv6=41 ipv6-route=43 ipv6-frag=44 idrp=45 rsvp=46 gre=47 es
 ipv6-opts=60 rspf=73 vmtp=81 eigrp=88 ospf=89 ipip=94 etherip=97 encap=98 pim=103 ipcomp=108 vrrp=112 l2tp=115 isis=124 sctp=132
 fc=133 mobility-header=135 udplite=136 mpls-in-ip=137 manet=138 hip=139 shim6=140 wesp=141 rohc=142
 """
+_CONSTANTS = """
+icmptype=0 icmpcode=1 icmp-echoreply=0 icmp-unreach=3 icmp-sourcequench=4 icmp-redirect=5 icmp-echo=8 icmp-routeradvert=9
+icmp-routersolicit=10 icmp-timxceed=11 icmp-paramprob=12 icmp-tstamp=13 icmp-tstampreply=14 icmp-ireq=15 icmp-ireqreply=16
+icmp-maskreq=17 icmp-maskreply=18
+icmp6type=0 icmp6code=1 icmp6-destinationunreach=1 icmp6-packettoobig=2 icmp6-timeexceeded=3 icmp6-parameterproblem=4 icmp6-echo=128
+icmp6-echoreply=129 icmp6-multicastlistenerquery=130 icmp6-multicastlistenerreportv1=131 icmp6-multicastlistenerdone=132
+icmp6-routersolicit=133 icmp6-routeradvert=134 icmp6-neighborsolicit=135 icmp6-neighboradvert=136 icmp6-redirect=137
+icmp6-routerrenum=138 icmp6-nodeinformationquery=139 icmp6-nodeinformationresponse=140 icmp6-ineighbordiscoverysolicit=141
+icmp6-ineighbordiscoveryadvert=142 icmp6-multicastlistenerreportv2=143 icmp6-homeagentdiscoveryrequest=144
+icmp6-homeagentdiscoveryreply=145 icmp6-mobileprefixsolicit=146 icmp6-mobileprefixadvert=147 icmp6-certpathsolicit=148
+icmp6-certpathadvert=149 icmp6-multicastrouteradvert=151 icmp6-multicastroutersolicit=152 icmp6-multicastrouterterm=153
+tcpflags=13 tcp-fin=0x01 tcp-syn=0x02 tcp-rst=0x04 tcp-push=0x08 tcp-ack=0x10 tcp-urg=0x20 tcp-ece=0x40 tcp-cwr=0x80
+"""
+_LLC_SUPERVISORY = "rr=0x01 rnr=0x05 rej=0x09"
+_LLC_UNNUMBERED = "ui=0x03 ua=0x63 disc=0x43 dm=0x0f sabme=0x6f test=0xe3 xid=0xaf frmr=0x87"
 _ETHERTYPES = """
 ip=0x0800 arp=0x0806 rarp=0x8035 ip6=0x86dd decnet=0x6003 lat=0x6004 sca=0x6007 mopdl=0x6001 moprc=0x6002 loopback=0x9000
-iso=0xfe stp=0x42 netbeui=0xf0
+atalk=0x809b aarp=0x80f3 iso=0xfe stp=0x42 netbeui=0xf0 ipx=0xe0
 """
 
 
@@ -58,3 +73,13 @@ PROTOCOLS: dict[str, int] = _table(_PROTOCOLS)
 
 ETHERTYPES: dict[str, int] = _table(_ETHERTYPES)
 """What ``ether proto \\NAME`` knows. Up to 1,500 it is an LLC service access point."""
+
+OSI_PROTOCOLS = {"clnp": 0x81, "esis": 0x82, "isis": 0x83}
+"""Network layer protocol identifiers, ISO/IEC TR 9577."""
+
+CONSTANTS: dict[str, int] = _table(_CONSTANTS)
+"""Offsets and values for byte access: ``tcp[tcpflags] & tcp-syn != 0``."""
+
+LLC_SUPERVISORY: dict[str, int] = _table(_LLC_SUPERVISORY)
+LLC_UNNUMBERED: dict[str, int] = _table(_LLC_UNNUMBERED)
+"""The control byte of an IEEE 802.2 frame, without poll/final."""

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.policy import image, tree
+from broker.config.policy.arithmetic_code import compile_compare
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.image import CODE_AND, CODE_NOT, CODE_OR, CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, TEST, Builder
+from broker.config.policy.layers import pack_layer
 from broker.config.policy.tree import And, Node, Not, Or
 
 SIGN = 1 << 63
@@ -144,7 +146,8 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
     if isinstance(test, bool):
         out["op"] = image.OP_ALWAYS if test else image.OP_NEVER
         return
-    out["depth"] = max(0, tree.tags(getattr(test, "layer", ())))
+    layer = getattr(test, "layer", ())
+    out["depth"], out["layer"] = (len(layer), 0) if tree.tags(layer) >= 0 else (0, pack_layer(layer))
     for name in ("side", "kinds", "protocols"):
         out[name] = getattr(test, name, 0)
     match test:
@@ -175,6 +178,15 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["op"] = image.OP_GROUP
         case tree.Multicast():
             out["op"], out["kinds"] = image.OP_MULTICAST, test.kind
+        case tree.ProtoChain():
+            out["op"], out["a"] = image.OP_PROTOCHAIN, test.value
+        case tree.FirstFragment():
+            out["op"] = image.OP_FIRST_FRAGMENT
+        case tree.Compare():
+            out["op"] = image.OP_COMPARE
+            if test not in sets:
+                sets[test] = builder.add(np.array(compile_compare(test), np.int64))
+            out["a"] = sets[test]
         case tree.Length():
             out["op"], out["a"], out["b"] = image.OP_LENGTH, test.first, test.last
         case tree.Address4Set() | tree.Port() | tree.Address6Set() | tree.Detail():

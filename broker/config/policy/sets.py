@@ -8,6 +8,7 @@ from ipaddress import IPv6Address
 from broker.config.policy import lexer
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.names import ANY_PORT_PROTOCOL, SERVICES
+from broker.config.policy.refused import REFUSED
 
 Range = tuple[int, int]
 
@@ -105,7 +106,7 @@ def port(text: str) -> tuple[int, int]:
             raise ValueError(f"port {text} is above 65535")
         return value, ANY_PORT_PROTOCOL
     if text not in SERVICES:
-        raise ValueError(f"'{text}' is not a service in the embedded table: write the port number")
+        raise ValueError(f"'{text}' is {REFUSED['service']}: write the port number")
     return SERVICES[text]
 
 

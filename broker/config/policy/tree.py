@@ -163,9 +163,10 @@ class ProtoChain:
 
 # ---- numbers, for comparisons: 32 bits unsigned, as libpcap computes
 
-LINK, NETWORK, TRANSPORT, BEHIND6, L4, PAYLOAD = range(6)
+LINK, NETWORK, TRANSPORT, BEHIND6, L4, PAYLOAD, TYPE = range(7)
 """What the offset of a `Load` counts from: the link-layer header; its payload; behind the IPv4 header (IHL words; what ``tcp[0]`` means);
-behind the fixed IPv6 header (``icmp6[0]``); ours: the transport header, wherever the IPv6 chain puts it; what follows that."""
+behind the fixed IPv6 header (``icmp6[0]``); ours: the transport header, wherever the IPv6 chain puts it; what follows that; and the
+ethertype, or what takes its place in the layer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from bench.rulesets import Headers, Ints, Rules, expression, frames, headers, read_rules, read_trace, without_flags
+from bench.rulesets import Headers, Ints, Rules, expression, frames, headers, read_rules, read_trace
 from broker.core.layout import CAUSE_FILTERED, CAUSE_FORWARDED, CAUSE_RULE, Geometry
 from broker.core.model import Config, Input, Map, Rule, Tool
 from tests import libpcap
@@ -24,7 +24,7 @@ GEOMETRY = Geometry(max_packets=BLOCK_PACKETS, max_frames=1, header_bytes=64, da
 
 
 def rules_of(name: str) -> Rules:
-    return without_flags(read_rules(DIRECTORY / name))
+    return read_rules(DIRECTORY / name)
 
 
 def policy(rules: Sequence[str], codes: Ints, n_maps: int) -> Config:

@@ -83,7 +83,7 @@ def address4(data: bytes, l3: int, node: t.Address4 | t.Address4Set, ethertype: 
 
 
 def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
-    """None: cannot be told. For libpcap (`shown` None) that ends it all (CannotTellError); for us FALSE AND it is FALSE, TRUE OR it is TRUE."""
+    """None: cannot be told. To libpcap (`shown` None) that ends it all (CannotTellError); to us FALSE AND it is FALSE, TRUE OR it TRUE."""
     if isinstance(node, t.Not):
         inner = answer(node.item, f, shown)
         return None if inner is None else not inner

@@ -169,24 +169,30 @@ class Datagram:
         )
 
 
+@dataclass(frozen=True)
+class Answer:
+    shown: Shown
+    too_long: bool
+    datagram: Datagram | None = None
+
+
 class Reference:
     def __init__(self) -> None:
         self.datagrams: dict[tuple[object, ...], Datagram] = {}
 
-    def judge(self, frame: bytes, ts_ns: int, input_slot: int) -> tuple[Shown, bool, bool] | None:
-        """What is to be shown, whether the chain is too long, whether the kernels may call it a conflict instead."""
+    def judge(self, frame: bytes, ts_ns: int, input_slot: int) -> Answer | None:
         part, place = read(frame)
         if part is None:
             return None
         if part.fragment in (NONE, ATOMIC) or part.is_cut:
-            return part.shown(), part.too_long, False
+            return Answer(part.shown(), part.too_long)
         key = (*part.key, place, input_slot)
         known = self.datagrams.get(key)
         if known is None or not known.is_alive(ts_ns):
             known = self.datagrams[key] = Datagram(ts_ns, part.protocol)
         if known.is_conflict or known.is_contradicted_by(part):
             known.is_conflict = True
-            return self._hidden(part), part.too_long, False
+            return Answer(self._hidden(part), part.too_long, known)
         if part.end > part.start:
             known.pieces.add((part.start, part.end))
         if not part.more:
@@ -196,7 +202,7 @@ class Reference:
             known.first = shown
         elif part.fragment == LATER and known.first is not None and known.first[0] == FIRST:
             shown = (FOLLOWED, *known.first[1:])
-        return shown, part.too_long, known.loose
+        return Answer(shown, part.too_long, known)
 
     @staticmethod
     def _hidden(part: Part) -> Shown:

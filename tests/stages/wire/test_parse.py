@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 
 from broker.core import layout
 from stages.wire.key import (
+    DETAIL_CUT,
+    DETAIL_HIDDEN,
+    DETAIL_NONE,
     FRAGMENT6_AT,
     FRAGMENT_ATOMIC,
     FRAGMENT_FIRST,
     FRAGMENT_LATER,
+    FRAGMENT_NONE,
+    FRAGMENT_TINY,
+    ICMP6_AT,
+    ICMP_AT,
     IP6_AT,
     KEY,
     KIND_ARP,
@@ -28,7 +35,9 @@ from stages.wire.key import (
     PORT_SEEN,
 )
 from stages.wire.parse import parse_packets
+from tests import libpcap
 from tests import packets as p
+from tests.corpus import captures, needs_corpus, sample
 
 
 def parse(*frames: bytes) -> NDArray[np.void]:
@@ -125,6 +134,105 @@ def test_a_header_that_is_not_wholly_there_makes_the_row_odd(vlans: tuple[int, .
     for frame, enough in whole:
         rows = parse(*(frame[:size] for size in range(len(frame) + 1)))
         assert rows["odd"].tolist() == [1] * enough + [0] * (len(frame) + 1 - enough)
+
+
+# ---- detail: TCP flags, ICMP types
+
+
+@pytest.mark.parametrize("vlans", TAGS, ids=len)
+def test_the_flags_of_tcp_and_the_types_of_icmp_are_shown(vlans: tuple[int, ...]) -> None:
+    ends = "fe80::1", "fe80::2"
+    for flags in (0, p.SYN, p.SYN | p.ACK, 255):
+        rows = parse(*(p.tcp_frame(*a, flags=flags, vlans=vlans) for a in (("10.0.0.1", 1, "10.0.0.2", 2), (ends[0], 1, ends[1], 2))))
+        assert rows["detail"].tolist() == [flags, flags]
+    rows = parse(
+        p.ip_frame("10.0.0.1", "10.0.0.2", p.ICMP, p.icmp(11), vlans=vlans),
+        p.ip_frame(*ends, p.ICMP6, p.icmp6(ends, 135), vlans=vlans),
+        p.ip_frame("10.0.0.1", "10.0.0.2", p.ICMP6, p.icmp(11), vlans=vlans),
+        p.ip_frame(*ends, p.ICMP, p.icmp(11), vlans=vlans),
+        p.udp_frame("10.0.0.1", 1, "10.0.0.2", 2, vlans=vlans),
+        p.udp_frame(ends[0], 1, ends[1], 2, vlans=vlans),
+        p.ethernet(b"LLDP", type=0x88CC, vlans=vlans),
+    )
+    assert rows["detail"].tolist() == [ICMP_AT + 11, ICMP6_AT + 135, *[DETAIL_NONE] * 5]
+
+
+@pytest.mark.parametrize("ends", [("10.0.0.1", "10.0.0.2"), ("fe80::1", "fe80::2")], ids=["IPv4", "IPv6"])
+def test_cut_flags_are_cut(ends: tuple[str, str]) -> None:
+    frame = p.tcp_frame(ends[0], 7, ends[1], 8, flags=p.SYN)
+    enough = 14 + (20 if ends[0][0] == "1" else 40) + 14
+    rows = parse(*(frame[:n] for n in range(enough - 14, len(frame) + 1)))
+    assert rows["detail"].tolist() == [DETAIL_CUT] * 14 + [p.SYN] * (len(rows) - 14)
+
+
+@needs_corpus
+@libpcap.needs_libpcap
+def test_flags_types_and_fragments_of_real_packets_are_those_that_libpcap_finds() -> None:
+    chosen = sample(8) + [c for c in captures() if c.is_ethernet and "frag4" in c.features]
+    records = [record for capture in chosen for record in libpcap.read_ethernet(capture.path, 60)]
+    rows = parse(*(record.data for record in records))
+    flags = {n: libpcap.Filter(f"tcp[13] == {n}") for n in range(256)}
+    types = {n: libpcap.Filter(f"icmp[0] == {n}") for n in range(256)}
+    either = libpcap.Filter("tcp[13] >= 0 or icmp[0] >= 0", optimize=False)
+    later, whole = libpcap.Filter("ip[6:2] & 0x1fff != 0"), libpcap.Filter("ip[6:2] & 0x3fff == 0")
+    n_flags = n_types = n_later = 0
+    for (data, wirelen), row in zip(((r.data, r.wirelen) for r in records), rows, strict=True):
+        detail, fragment = int(row["detail"]), int(row["fragment"])
+        if row["kind"] != KIND_IP or row["n_tags"] or row["odd"] or fragment == FRAGMENT_TINY:
+            continue
+        assert (fragment == FRAGMENT_LATER) == later(data, wirelen)
+        assert (fragment == FRAGMENT_NONE) == whole(data, wirelen)
+        n_later += fragment == FRAGMENT_LATER
+        if detail < ICMP_AT:
+            assert flags[detail](data, wirelen)
+            n_flags += 1
+        elif detail < ICMP6_AT:
+            assert types[detail - ICMP_AT](data, wirelen)
+            n_types += 1
+        else:
+            assert not either(data, wirelen)
+    assert min(n_flags, n_types, n_later) > 50
+
+
+# ---- cut within a fixed header
+
+
+def test_of_a_cut_ipv4_header_all_is_shown_that_is_there() -> None:
+    frame = p.ethernet(p.ipv4("10.0.0.1", "10.0.0.2", p.TCP, p.tcp(7, 8), offset=8))
+    rows = parse(*(frame[: 14 + n] for n in range(20)))
+    assert set(rows["kind"].tolist()) == {KIND_IP}
+    assert rows["fragment"].tolist() == [FRAGMENT_NONE] * 8 + [FRAGMENT_LATER] * 2 + [FRAGMENT_TINY] * 10
+    assert rows["protocol"].tolist() == [NOT_IP] * 10 + [p.TCP] * 10
+    assert rows["source_state"].tolist() == rows["destination_state"].tolist() == [PORT_CUT] * 10 + [PORT_HIDDEN] * 10
+    assert rows["detail"].tolist() == [DETAIL_CUT] * 10 + [DETAIL_HIDDEN] * 10
+    assert rows["source_low"].tolist() == [0] * 16 + [0x0A000001] * 4
+    assert set(rows["destination_low"].tolist()) == {0}
+
+
+def test_of_a_cut_ipv6_header_all_is_shown_that_is_there() -> None:
+    ends = "2001:db8::1", "fe80:1::2"
+    for protocol, state, detail in (
+        (p.UDP, PORT_CUT, DETAIL_NONE), (p.TCP, PORT_CUT, DETAIL_CUT), (p.ICMP6, PORT_NONE, DETAIL_CUT),
+        (p.FRAGMENT, PORT_CUT, DETAIL_CUT), (p.HOPOPTS, PORT_NONE, DETAIL_NONE),
+    ):  # fmt: skip
+        frame = p.ethernet(p.ipv6(*ends, protocol, bytes(8)), type=p.ETH_IP6)
+        rows = parse(*(frame[: 14 + n] for n in range(40)))
+        assert set(rows["kind"].tolist()) == {KIND_IP6}
+        assert rows["protocol"].tolist() == [NOT_IP] * 7 + [IP6_AT + protocol] * 33
+        assert rows["source_state"].tolist() == [PORT_CUT] * 7 + [state] * 33
+        assert rows["detail"].tolist() == [DETAIL_CUT] * 7 + [detail] * 33
+        (high, low), (there, _) = halves(ends[0]), halves(ends[1])
+        assert rows["source_high"].tolist() == [0] * 16 + [high] * 24
+        assert rows["source_low"].tolist() == [0] * 24 + [low] * 16
+        assert rows["destination_high"].tolist() == [0] * 32 + [there] * 8
+
+
+def test_a_cut_fragment_header_leaves_ports_cut() -> None:
+    frame = p.ethernet(p.ipv6("fe80::1", "fe80::2", p.FRAGMENT, p.fragment_header(p.TCP, p.tcp(7, 8), more=True)), type=p.ETH_IP6)
+    rows = parse(*(frame[: 14 + n] for n in range(40, 54)))
+    assert rows["fragment"].tolist() == [FRAGMENT_LATER] * 8 + [FRAGMENT_FIRST] * 6
+    assert rows["source_state"].tolist() == [PORT_CUT] * 10 + [PORT_SEEN] * 4
+    assert set(rows["detail"].tolist()) == {DETAIL_CUT}
 
 
 # ---- flow

@@ -1,0 +1,171 @@
+"""Comparisons of numbers, by the code of `broker.config.policy.arithmetic_code`, as libpcap's machine computes: 32 bits unsigned.
+
+| kernel | does |
+|---|---|
+| compare | the code at `code_at` -> FALSE, TRUE, or UNDETERMINED where it reads beyond `caplen` or divides by zero |
+
+A number in a tunnel that is not there makes the comparison FALSE. To a map that is told what cannot be told (`libpcap` 0), what a later
+fragment has in the place of a transport header cannot be told.
+"""
+
+from __future__ import annotations
+
+from broker.config.policy.arithmetic_code import (
+    ADD,
+    AND,
+    BASE_SHIFT,
+    CONSTANT_INDEX,
+    DIVIDE,
+    LAYER_SHIFT,
+    LEFT,
+    LENGTH,
+    LOAD,
+    MAX_NUMBERS,
+    MODULO,
+    MULTIPLY,
+    NUMBER,
+    OPERAND_SHIFT,
+    OR,
+    RELATIONS,
+    RIGHT,
+    SIMPLE,
+    SUBTRACT,
+    TAGS_SHIFT,
+    WORDS_SHIFT,
+    XOR,
+)
+from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
+from broker.config.policy.layers import STEP_BITS, STEP_MASK
+from broker.config.policy.tree import BEHIND6, GENEVE, LINK, NETWORK, TRANSPORT, TYPE
+from stages.filter.locate import NOT_THERE, UNKNOWN, link_at, locate, pack_place, payload_at, type_at
+from stages.jit import kernel
+from stages.memory import load8, load64, load_be16, load_be32, store64
+from stages.wire.headers import ETHERNET_BYTES, ETHERTYPE, IP6_BYTES, IP_FRAGMENT, IP_OFFSET_BITS, TAG_BYTES
+
+_ALL = 0xFFFFFFFF
+_EQUAL, _ABOVE = RELATIONS["="], RELATIONS[">"]
+
+
+@kernel
+def _has_geneve(layer: int) -> int:
+    found = 0
+    while layer:
+        found |= layer & STEP_MASK == GENEVE
+        layer >>= STEP_BITS
+    return found
+
+
+@kernel
+def is_later_fragment(l3: int, frame: int, caplen: int) -> bool:
+    """What is behind this IPv4 header is not what its payload begins with."""
+    return caplen >= l3 + IP_FRAGMENT + 2 and load_be16(frame + l3 + IP_FRAGMENT) & IP_OFFSET_BITS != 0
+
+
+@kernel
+def load_number(what: int, index: int, frame: int, caplen: int, libpcap: int) -> int:
+    """What `what` says, `index` bytes in. UNKNOWN, NOT_THERE."""
+    layer, base = what >> LAYER_SHIFT, what >> BASE_SHIFT & 255
+    if layer == 0:
+        moved = TAG_BYTES * (what >> TAGS_SHIFT & 255)
+        place = pack_place(0, ETHERTYPE + moved, ETHERNET_BYTES + moved)
+    else:
+        place = locate(layer, frame, caplen)
+        if place < 0:
+            return place
+    fixed, variable = payload_at(place), 0
+    if base == LINK:
+        fixed = link_at(place)
+    elif base == TYPE:
+        fixed = type_at(place)
+    elif base == TRANSPORT:
+        if caplen <= fixed or (libpcap == 0 and is_later_fragment(fixed, frame, caplen)):
+            return UNKNOWN
+        variable = 4 * (load8(frame + fixed) & 15)
+    elif base == BEHIND6:
+        fixed += IP6_BYTES
+    elif base != NETWORK:
+        return NOT_THERE
+    if layer and _has_geneve(layer):
+        fixed, variable = 0, fixed + variable
+    # libpcap adds a constant to what it knows of the offset, and what it computed to what it does not know: it shows where they overflow
+    at = ((fixed + index) & _ALL) + variable if what & CONSTANT_INDEX else ((variable + index) & _ALL) + fixed
+    size = what & 255
+    if at + size > caplen:
+        return UNKNOWN
+    if size == 1:
+        return load8(frame + at)
+    return load_be16(frame + at) if size == 2 else load_be32(frame + at)
+
+
+@kernel
+def _compute(operation: int, a: int, b: int) -> int:
+    """UNKNOWN: a division by zero."""
+    if operation == ADD:
+        a += b
+    elif operation == SUBTRACT:
+        a -= b
+    elif operation == MULTIPLY:
+        a *= b  # may overflow; its low half is right
+    elif operation == DIVIDE or operation == MODULO:  # noqa: SIM109 - two compares
+        if b == 0:
+            return UNKNOWN
+        a = a // b if operation == DIVIDE else a % b
+    elif operation == AND:
+        a &= b
+    elif operation == OR:
+        a |= b
+    elif operation == XOR:
+        a ^= b
+    elif operation == LEFT:
+        a = a << b if b < 32 else 0
+    elif operation == RIGHT:
+        a = a >> b if b < 32 else 0
+    return a & _ALL
+
+
+@kernel
+def evaluate(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
+    """Leaves left and right side in the first two of `numbers`; 0, or UNKNOWN, NOT_THERE."""
+    n_words, depth, i = load64(code_at) >> WORDS_SHIFT, 0, 0
+    while i < n_words:
+        i += 1
+        word = load64(code_at + 8 * i)
+        operation = word & 255
+        if operation == NUMBER or operation == LENGTH:  # noqa: SIM109 - two compares
+            value = word >> OPERAND_SHIFT if operation == NUMBER else wirelen & _ALL
+            depth = min(depth + 1, MAX_NUMBERS)
+        elif operation == LOAD:
+            i += 1
+            depth = max(depth, 1)
+            value = load_number(load64(code_at + 8 * i), load64(numbers + 8 * (depth - 1)), frame, caplen, libpcap)
+        else:
+            depth = max(depth - 1, 1)
+            value = _compute(operation, load64(numbers + 8 * (depth - 1)), load64(numbers + 8 * depth))
+        if value < 0:
+            return value
+        store64(numbers + 8 * (depth - 1), value)
+    return 0
+
+
+@kernel
+def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
+    """`numbers`: int64[MAX_NUMBERS + 1] to work with."""
+    relation = load64(code_at)
+    if relation & SIMPLE:
+        left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen, libpcap)
+        if left >= 0:
+            left &= load64(code_at + 24)
+        right = load64(code_at + 32)
+    else:
+        left = evaluate(code_at, frame, caplen, wirelen, libpcap, numbers)
+        if left == 0:
+            left = load64(numbers)
+        right = load64(numbers + 8)
+    if left < 0:
+        return UNDETERMINED if left == UNKNOWN else FALSE
+    relation &= 255
+    if relation == _EQUAL:
+        return TRUE if left == right else FALSE
+    if relation == _ABOVE:
+        return TRUE if left > right else FALSE
+    return TRUE if left >= right else FALSE
