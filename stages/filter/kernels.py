@@ -99,7 +99,7 @@ def _follow(link: int, state: int, image_at: int, row: int, packet: int) -> int:
         asked = load64(node)
         test = load32(image_at + load64(image_at + _PREDICATES_AT) + 4 * (asked >> 1))
         at = image_at + load64(image_at + _TESTS_AT) + test * TEST_BYTES
-        link = node + _LINKS + 8 * answer_test(at, image_at, row, packet, asked & 1, state)
+        link = node + _LINKS + 8 * answer_test(at, image_at, row, packet, asked & 1)
         value = load64(link)
     return link
 

@@ -11,7 +11,7 @@ from broker.core.metrics import COUNTERS, WIDTH
 from broker.core.model import Config, Input, Map, Rule, Tool
 from tests import packets as p
 from tests.stages.filter import traffic
-from tests.stages.filter.expressions import EXPRESSIONS
+from tests.stages.filter.expressions import EXPRESSIONS, RARE
 from tests.stages.filter.judging import Frame, Judge, frame
 from tests.stages.filter.twin import Twin
 
@@ -43,7 +43,8 @@ def random_config(seed: int) -> Config:
     names = [tool.name for tool in tools]
 
     def rule() -> Rule:
-        return Rule(chosen.choice(("pass", "pass", "drop")), chosen.choice(EXPRESSIONS if chosen.random() < 0.7 else OURS))  # type: ignore[arg-type]
+        texts = chosen.choices((EXPRESSIONS, OURS, RARE), (5, 3, 2))[0]
+        return Rule(chosen.choice(("pass", "pass", "drop")), chosen.choice(texts))  # type: ignore[arg-type]
 
     maps = tuple(
         Map(
