@@ -55,7 +55,8 @@ STATE = np.dtype(
         ("n_asked", "<i8"),
         ("bits_at", "<i8"),  # i8[]: addresses of the rows of terms
         ("table_at", "<i8"),  # of fragmented datagrams: no policy changes it
-        ("pad", "<i8", (2,)),
+        ("counting_at", "<i8"),  # see rule_counts.py
+        ("pad", "<i8"),
     ]
 )
 

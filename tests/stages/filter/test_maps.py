@@ -78,6 +78,7 @@ def test_maps_decide_and_count_as_the_twin_does(seed: int) -> None:
         if counter.stage == "filter" and not counter.name.startswith(("fragments_", "ip6_")):  # tests/stages/wire has those
             for slot in range(WIDTH[counter.per]):
                 assert judge.count(counter.name, slot) == twin.counts[counter.name, slot], (counter.name, slot)
+    assert judge.rules() == [counts for m in config.maps for counts in twin.rule_counts(m.name)]
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -166,6 +166,7 @@ def holds_in(node: t.Node, data: bytes, l3: int, type_at: int, ethertype: int, s
 class Twin:
     config: Config
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    by_rule: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # (map, rule from 0, packets | bytes | undetermined_packets)
     reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
@@ -173,18 +174,26 @@ class Twin:
         self.tool = {tool.name: tool.slot for tool in self.config.tools}
         self.input = {i.name: i.slot for i in self.config.inputs}
 
+    def rule_counts(self, name: str) -> list[tuple[int, int, int]]:
+        """(packets, bytes, undetermined packets) of each rule of a map."""
+        of = ("packets", "bytes", "undetermined_packets")
+        return [tuple(self.by_rule[name, number, what] for what in of) for number in range(len(self.rules[name]))]  # type: ignore[misc]
+
     def decide(self, m: Map, f: Frame, shown: Shown) -> str:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
-        for action, node in self.rules[m.name]:
+        for number, (action, node) in enumerate(self.rules[m.name]):
             try:
                 matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
+                self.by_rule[m.name, number, "undetermined_packets"] += 1
                 return "undetermined"
             if matches:
+                self.by_rule[m.name, number, "packets"] += 1
+                self.by_rule[m.name, number, "bytes"] += f.wirelen
                 return action
         return "none"
 
