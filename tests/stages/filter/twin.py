@@ -183,17 +183,17 @@ class Twin:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
-        for number, (action, node) in enumerate(self.rules[m.name]):
+        for place, (action, node) in enumerate(self.rules[m.name]):
             try:
                 matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
-                self.by_rule[m.name, number, "undetermined_packets"] += 1
+                self.by_rule[m.name, place, "undetermined_packets"] += 1
                 return "undetermined"
             if matches:
-                self.by_rule[m.name, number, "packets"] += 1
-                self.by_rule[m.name, number, "bytes"] += f.wirelen
+                self.by_rule[m.name, place, "packets"] += 1
+                self.by_rule[m.name, place, "bytes"] += f.wirelen
                 return action
         return "none"
 
