@@ -58,6 +58,7 @@ class RuleReader:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._opened: dict[int, _Opened] = {}
+        self._kept = 1  # generations before this one are known to be in `rules-carried`
 
     def take(self) -> tuple[RuleCount, ...]:
         """Of each rule in force, in the order of the configuration. PipelineError when files are missing or damaged."""
@@ -73,10 +74,13 @@ class RuleReader:
 
     def carry(self, number: int) -> None:
         """Keep what the generations before `number` have counted: their files may go. OSError when there is no room."""
+        if number <= self._kept:
+            return
         below, carried = read_carried(self._pipeline.directory)
         if below < number:
             _write_carried(self._pipeline.directory, number, self._add(carried, below, number))
             self._opened = {n: opened for n, opened in self._opened.items() if n >= number}
+        self._kept = number
 
     def _add(self, carried: dict[Key, NDArray[np.int64]], first: int, end: int) -> dict[Key, NDArray[np.int64]]:
         for number in range(first, end):
