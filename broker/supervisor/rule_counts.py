@@ -91,18 +91,15 @@ class RuleReader:
         return carried
 
     def _open(self, number: int) -> _Opened:
-        if number not in self._opened:
-            directory = self._pipeline.directory
-            found = _Opened(_keys(rules_of(read_generation(directory, number).config)), open_rule_counts(directory, number))
-            n_filter = {lane.geometry.n_filter for lane in self._pipeline.lanes}
-            if (found.counts.n_rules, found.counts.n_lanes, {found.counts.n_filter}) != (
-                len(found.keys),
-                len(self._pipeline.lanes),
-                n_filter,
-            ):
+        opened = self._opened.get(number)  # once: the thread that carries may forget it at any time
+        if opened is None:
+            directory, lanes = self._pipeline.directory, self._pipeline.lanes
+            opened = _Opened(_keys(rules_of(read_generation(directory, number).config)), open_rule_counts(directory, number))
+            found = opened.counts.n_rules, opened.counts.n_lanes, opened.counts.n_filter
+            if found != (len(opened.keys), len(lanes), lanes[0].geometry.n_filter):
                 raise PipelineError(f"{directory}: the counts of generation {number} are of other rules or workers")
-            self._opened[number] = found
-        return self._opened[number]
+            self._opened[number] = opened
+        return opened
 
     def _read(self, counts: RuleCounts) -> NDArray[np.int64]:
         """int64[n_rules, COUNTS], all workers together."""
