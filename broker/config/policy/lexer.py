@@ -49,7 +49,7 @@ _QUAD = re.compile(r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]+|[0-9]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address."""
+    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address (-1: no IPv4 one)."""
 
     kind: Kind
     text: str
@@ -104,10 +104,9 @@ def _run(run: str, at: int) -> Token:
         return Token("number", run, at, CONSTANTS[run])
     if _ADDRESS4.fullmatch(run):
         try:
-            value, bits = address4(run)
-        except ValueError as error:
-            return Token("bad", str(error), at)
-        return Token("address4", run, at, value, bits)
+            return Token("address4", run, at, *address4(run))
+        except ValueError:
+            return Token("address4", run, at, -1)  # of DECnet, perhaps
     return Token("name", run, at)
 
 
@@ -179,9 +178,11 @@ def address4(text: str) -> tuple[int, int]:
     value = 0
     parts = text.split(".")
     for part in parts:
-        if len(part) > 9 or int(part) > 255:
+        if not (part.isascii() and part.isdecimal()):
+            raise ValueError(f"'{text}' is not an IPv4 address")
+        if len(part.lstrip("0")) > 3 or int(part[-3:]) > 255:
             raise ValueError(f"'{text}' is not an IPv4 address: {part} is above 255")
-        value = value << 8 | int(part)
+        value = value << 8 | int(part[-3:])
     return value, 8 * len(parts)
 
 
