@@ -108,8 +108,8 @@ FIELD = np.dtype(
         ("of_ip6", "<i8"),
     ]
 )
-"""`shift` and `word_at` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in the
-key, when shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
+"""`shift` and `word_at` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in
+the key, when shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
 
 # Values of a field in the key that are no class; classes follow. A packet whose value is UNKNOWN is never remembered.
 NONE, CUT, HIDDEN, UNKNOWN, FIRST_CLASS = range(5)
