@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from broker.core.layout import MAPS
 
 MAGIC = 0x3143_4C4F_504D_4154  # "TAMPOLC1" little-endian
-VERSION = 2
+VERSION = 3
 KEY_WORDS = 3
 KEY_BITS = 62  # used of each word, so that it never looks negative
 MAX_BYTES = 256 << 20
@@ -38,17 +38,21 @@ MAX_BYTES = 256 << 20
     OP_MULTICAST,  # kinds
     OP_PROTOCHAIN,  # a: value; kinds
     OP_FIRST_FRAGMENT,
+    OP_FIELD,  # a: offset of (first, last) int64 pairs, b: how many, c: which field, see tree.py; kinds
+    OP_TUNNEL,  # c: kind of tunnel
+    OP_TUNNEL_ID,  # a: offset of (first, last) int64 pairs, b: how many, c: kind of tunnel
     OP_ETHERTYPE,  # a: value
     OP_TAGGED,
     OP_LLC,  # a: value, b: bytes of it (1 or 2)
-    OP_VLAN,  # a: id
+    OP_VLAN,  # a: first, b: last
+    OP_VLANS,  # a: offset of (first, last) int64 pairs, b: how many
     OP_NEVER,  # false; from here on no ethertype is needed
     OP_ALWAYS,  # true
-    OP_MAC,  # a: value; side
+    OP_MAC,  # a: value, b: mask; side
     OP_GROUP,
     OP_LENGTH,  # a: first, b: last
     OP_COMPARE,  # a: offset of the code, see arithmetic_code.py
-) = range(22)
+) = range(26)
 
 FALSE, UNDETERMINED, TRUE = 0, 1, 2
 """In this order AND is the smaller one of two, OR the larger one, and NOT is 2 - x (Kleene's logic)."""

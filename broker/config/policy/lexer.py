@@ -1,4 +1,4 @@
-"""The words of an expression, cut as libpcap's scanner cuts them, and ours: ``$name``.
+"""The words of an expression, cut as libpcap's scanner cuts them, and ours: ``$name``, braces, commas, text in quotes.
 
 The longest match wins: ``fe80::1`` is one address, ``0:2`` three words, ``len-1`` the name of a host. What nothing matches becomes a `bad`
 token, so that an error left of it is told first.
@@ -13,7 +13,7 @@ from typing import Literal
 
 from broker.config.policy.names import CONSTANTS
 
-Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "mark", "bad", "end"]
+Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "text", "mark", "bad", "end"]
 
 _WORDS = """
 src dst host net port portrange proto protochain mask and or not less greater byte len length broadcast multicast
@@ -31,7 +31,8 @@ _TOKEN = re.compile(
     r"(?P<run>[A-Za-z0-9](?:[-_.A-Za-z0-9]*[.A-Za-z0-9])?)"
     r"|\$(?P<set>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
     r"|\\(?P<escaped>[^ !()\n\t]+)"
-    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%:\[\]!<>()&|^=])"
+    r'|"(?P<text>(?:[^"\\]|\\.)*)"'
+    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%:\[\]!<>()&|^={},])"
     r"|(?P<end>\Z)"
     r"|(?P<bad>.))",
     re.DOTALL,
@@ -87,8 +88,8 @@ def scan(text: str) -> list[Token]:
             tokens.append(Token("word" if alias in WORDS else "mark", alias, start))
         elif group == "escaped":
             tokens.append(Token("name", value, start - 1, escaped=True))
-        elif group == "set":
-            tokens.append(Token("set", value, start - 1))
+        elif group in ("set", "text"):
+            tokens.append(Token("set" if group == "set" else "text", value, start - 1))
         else:
             tokens.append(Token("bad", f"unexpected character {value!r}", start))
 

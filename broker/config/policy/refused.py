@@ -21,7 +21,7 @@ REFUSED = {
     "ATM": "it is about ATM",
     "SS7": "it is about SS7",
     "newer": "libpcap 1.10 does not know it",
-    "vxlan": "libpcap 1.10 does not know it; tests inside VXLAN are words of our own",
+    "vxlan": "libpcap 1.10 does not know it: write 'inner vxlan', 'inner vxlan vni 5001' or 'inner vxlan (...)'",
     "tags": "that many VLAN tags are not followed",
     "steps": "that many headers are not followed",
     "long": "the text is too long: put addresses and ports into sets",

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from broker.config.policy import classes, tree
 from broker.config.policy.classes import Classes, classify
 from broker.config.policy.errors import PolicyError
-from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Ranges, Term, asks, is_predicate
+from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Term, asks, is_predicate
 from broker.config.policy.image import FIELD_NUMBER, FIRST_CLASS, KEY_BITS, KEY_WORDS, MODE_LIBPCAP, NONE, Builder
 from broker.config.policy.program import Program
+from broker.config.policy.tree import Ranges
 from broker.core.layout import INPUTS
 
 _BANKS = {"source_port": 65536, "destination_port": 65536, "detail": DETAILS}

@@ -149,7 +149,7 @@ MISTAKES = [
     ("geneve 16777216", 7, "Geneve VNI 16777216 is above 16777215"),
     ("geneve and protochain 6", 11, "not followed behind 'geneve'"),
     ("mpls and mpls and mpls and mpls and mpls and mpls and mpls and mpls and mpls", 72, "that many headers are not followed: at most 8"),
-    ("vxlan 5", 0, "tests inside VXLAN are words of our own"),
+    ("vxlan 5", 0, "write 'inner vxlan'"),
     ("llc nothing", 4, "unknown type of LLC frame 'nothing' (types: i, s, u, rr, "),
     ("decnet host 1.2.3", 12, "DECnet addresses are 'area.node'"),
     ("decnet net 1.2/16", 15, "have no nets"),
