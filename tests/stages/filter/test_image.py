@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.config.policy import PolicyError, compile_policy
-from broker.config.policy.image import CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, IMAGE, MAP, RULE, check_image
+from broker.config.policy.image import CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, IMAGE, MAP, RULE, VERSION, check_image
 from broker.core.model import Config, Input, Map, Rule, Tool
 from broker.core.stage import Generation
 from tests.stages.filter.judging import Judge, one_map_each
@@ -54,7 +54,7 @@ def test_a_damaged_image_is_refused() -> None:
         return made
 
     damaged = [
-        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", 3), set_header("n_tests", 1 << 40),
+        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", VERSION + 1), set_header("n_tests", 1 << 40),
         set_header("tests_at", -8), set_header("n_maps", 257), set_header("maps_at", 1 << 40), set_header("n_rules", -1),
         set_header("code_at", 12), set_header("n_terms", 1 << 40), set_header("predicates_at", 1 << 50), set_header("n_words", 0),
         set_part("code", 0, CODE_TEST << CODE_SHIFT | 1000), set_part("code", 0, 15 << CODE_SHIFT),
