@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from broker.config.policy import tree
 from broker.config.policy.compiler import Policy
 from broker.config.policy.describe import ANSWERS, describe, observed, reasons, unseen
 from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
 from broker.config.policy.program import Rule
+from broker.config.policy.tree import And, Node, Not, Or
 from broker.config.policy_tests import Decision
 from broker.core.model import Config, Map
 
@@ -80,41 +80,56 @@ class _Words:
 
     def __init__(self, policy: Policy, fields: dict[str, Any]) -> None:
         self._tests = list(policy.program.tests)
-        self._texts = [describe(test) for test in self._tests]
+        self._texts: list[str] = [""] * len(self._tests)
         self._fields = fields
-        self._text_of = dict(zip(self._tests, self._texts, strict=True))
-        self._observed: dict[tree.Test | bool, str] = {}
+        self._asked: dict[tuple[int, int], dict[str, str]] = {}
+        self._why: dict[tuple[int, int], str] = {}
 
     def tried(self, value: Map, compiled: Rule, number: int, answer: int, asked: Sequence[int]) -> dict[str, Any]:
         rule = value.rules[number]
         pairs = list(zip(asked[::2], asked[1::2], strict=True))
-        found: dict[str, Any] = {
+        failed_test, reason = (None, None) if answer == TRUE else self._failed(value, compiled, answer, pairs)
+        return {
             "rule": number,
             "action": rule.action,
             "expression": rule.expression,
             "line": str(rule.place) if rule.place else None,
             "answer": ANSWERS[answer],
-            "failed_test": None,
-            "reason": None,
-            "tests": [{"test": self._texts[row], "answer": ANSWERS[said]} for row, said in pairs],
+            "failed_test": failed_test,
+            "reason": reason,
+            "tests": [self._asked.get(pair) or self._said(pair) for pair in pairs],
         }
-        if answer != TRUE:
-            found["failed_test"], found["reason"] = self._failed(value, compiled, answer, pairs)
-        return found
+
+    def _text(self, row: int) -> str:
+        text = self._texts[row]
+        if not text:
+            text = self._texts[row] = describe(self._tests[row])
+        return text
+
+    def _said(self, pair: tuple[int, int]) -> dict[str, str]:
+        made = self._asked[pair] = {"test": self._text(pair[0]), "answer": ANSWERS[pair[1]]}
+        return made
 
     def _failed(self, value: Map, compiled: Rule, answer: int, pairs: list[tuple[int, int]]) -> tuple[str, str]:
-        ended = bool(pairs) and value.undetermined == "libpcap" and pairs[-1][1] == UNDETERMINED
-        answers = {self._tests[row]: said for row, said in pairs}
-        tests = [self._tests[pairs[-1][0]]] if ended else reasons(compiled.node, answers)[1]
-        tests = list(dict.fromkeys(tests))
-        why = [self._why(test, answers[test]) for test in tests]
-        negated = "not " if answer == FALSE and not ended else ""
-        named = [(negated if answers[test] == TRUE else "") + self._text_of[test] for test in tests]
-        return " or ".join(named), ", ".join(dict.fromkeys(filter(None, why)))
+        ended = value.undetermined == "libpcap" and pairs[-1][1] == UNDETERMINED
+        decided = pairs[-1:] if ended or (answer == FALSE and _is_list(compiled.node, len(pairs))) else self._deciding(compiled, pairs)
+        texts = [("not " if answer == FALSE and said == TRUE else "") + self._text(row) for row, said in decided]
+        if len(decided) == 1:
+            return texts[0], self._reason(decided[0])
+        return " or ".join(texts), ", ".join(dict.fromkeys(filter(None, map(self._reason, decided))))
 
-    def _why(self, test: tree.Test | bool, answer: int) -> str:
-        if answer == UNDETERMINED:
-            return unseen(test, self._fields)
-        if test not in self._observed:
-            self._observed[test] = observed(test, self._fields)
-        return self._observed[test]
+    def _deciding(self, compiled: Rule, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        row_of = {self._tests[row]: (row, said) for row, said in pairs}
+        _, found = reasons(compiled.node, {test: said for test, (_, said) in row_of.items()})
+        return [row_of[test] for test in dict.fromkeys(found)]
+
+    def _reason(self, pair: tuple[int, int]) -> str:
+        if pair not in self._why:
+            test = self._tests[pair[0]]
+            self._why[pair] = unseen(test, self._fields) if pair[1] == UNDETERMINED else observed(test, self._fields)
+        return self._why[pair]
+
+
+def _is_list(node: Node, n: int) -> bool:
+    """An AND whose first n operands are single tests: the last one asked is the one that failed."""
+    return isinstance(node, And) and not any(isinstance(item, Not | And | Or) for item in node.items[:n])

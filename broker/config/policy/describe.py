@@ -6,7 +6,7 @@ tcp dst port 5432    destination port is 80
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Any
 
 from broker.config.policy import tree
@@ -62,7 +62,7 @@ def _words(test: tree.Test) -> str:
             host = test.prefix == 128
             return f"ip6 {_SIDES[test.side]} {'host' if host else 'net'} {IPv6Address(test.net)}{'' if host else f'/{test.prefix}'}"
         case tree.Address4Set():
-            return f"{_kinds(test.kinds)}{_SIDES[test.side]} {_ranges(test.ranges, lambda value: str(IPv4Address(value)))}"
+            return f"{_kinds(test.kinds)}{_SIDES[test.side]} {_ranges(test.ranges, _ip)}"
         case tree.Address6Set():
             return f"ip6 {_SIDES[test.side]} {_ranges(test.ranges, lambda value: str(IPv6Address(value)))}"
         case tree.Protocol():
@@ -93,17 +93,21 @@ def _length(first: int, last: int) -> str:
     return f"len = {first}" if first == last else f"len {first}-{last}" if first else f"len <= {last}"
 
 
+def _ip(value: int) -> str:
+    return ".".join(map(str, value.to_bytes(4, "big")))
+
+
 def _kinds(kinds: int) -> str:
-    return _KIND_WORDS.get(kinds, "/".join(word for word, bit in _KINDS.items() if kinds & bit) + " ")
+    return _KIND_WORDS[kinds] if kinds in _KIND_WORDS else "/".join(word for word, bit in _KINDS.items() if kinds & bit) + " "
 
 
 def _net4(net: int, mask: int) -> str:
     if mask == 0xFFFFFFFF:
-        return f"host {IPv4Address(net)}"
+        return f"host {_ip(net)}"
     length = mask.bit_count()
     if mask == 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF:
-        return f"net {IPv4Address(net)}/{length}"
-    return f"net {IPv4Address(net)} mask {IPv4Address(mask)}"
+        return f"net {_ip(net)}/{length}"
+    return f"net {_ip(net)} mask {_ip(mask)}"
 
 
 def _port_protocols(protocols: int) -> str:
