@@ -6,6 +6,7 @@ the packets of tests, each on its own.
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import time
@@ -36,6 +37,7 @@ def measure(quick: bool) -> Iterator[Row]:
         path.write_text(programs.config_text(directory / "in.pcap", "{kind: pcap, file: out.pcap}", texts))
         config = load_config(path)
         policy = build_policy(config)
+        gc.freeze()  # as the command does
         with Judge() as judge:
             judge.load(config, policy.image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     policy = policy_of(config)
     frame, wirelen, name = (b"", 0, "") if number else _packet(arguments)
     slot = slot_of(config, arguments.input or name)
+    gc.freeze()  # thousands of rules are not to be looked through again for what is no garbage
     with judging((config, policy.image)) as judge:
         if number:
             answer = judge.explain_captured(arguments.capture, number, slot, beyond=arguments.all)

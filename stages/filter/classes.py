@@ -273,7 +273,7 @@ def _put_cut_ip(key: int, image_at: int, frame: int, caplen: int, l3: int) -> No
                 else NONE
             )
         _put(field, key, value)
-    _put_if_asked(image_at + _DESTINATION, key, CUT)
+    _put_if_asked(image_at + _DESTINATION, key, UNKNOWN if caplen > l3 + IP_DESTINATION else CUT)  # one byte tells a multicast address
     beyond = CUT
     if caplen > l3 + IP_PROTOCOL:
         if load_be16(frame + l3 + IP_FRAGMENT) & IP_OFFSET_BITS:

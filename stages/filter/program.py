@@ -380,10 +380,10 @@ def _test_first_fragment(at: int, caplen: int, l3: int, kind: int, libpcap: int)
 
 
 @kernel
-def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int, numbers: int) -> int:
+def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int) -> int:
     op = load8(test + _OP)
     if op == OP_COMPARE:
-        return compare(image_at + load64(test + _A), at, caplen, wirelen, libpcap, numbers)
+        return compare(image_at + load64(test + _A), at, caplen, wirelen, libpcap)
     if op >= OP_NEVER:
         return _test_link(op, test, at, caplen, wirelen)
     layer = load32(test + _LAYER)

@@ -75,6 +75,7 @@ class Judging:
         self._tools = sorted((tool.slot, tool.name) for tool in config.tools)
         self._block = np.zeros(1, layout.BLOCK)
         self._block["n_packets"] = 1
+        self._block_at, self._seq = int(self._block.ctypes.data), 0
         self._known: dict[int, Outcome] = {}
         self._rows_at = int(self.state.header["rows_at"][0])
         self._touched = ctypes.c_int64.from_address(int(self.state.header["touched_at"][0]))
@@ -90,7 +91,13 @@ class Judging:
 
     def step(self, batch: Batch) -> None:
         """Only what later packets depend on; and the verdicts."""
+        batch.seq = self._next_seq()
         self._filter.step(batch)
+
+    def _next_seq(self) -> int:
+        """What is judged is a block of its own; the counts of rules want their numbers to grow."""
+        self._seq += 1
+        return self._seq
 
     def begin_block(self) -> bool:
         """Before packets are judged one by one, at most PACKETS of them. True: numbers of outcomes mean others now."""
@@ -103,7 +110,8 @@ class Judging:
     def judge(self, batch: Batch, i: int) -> int:
         """The number of the outcome of packet `i`: a block of one packet touches one outcome."""
         judge_block(
-            int(self._block.ctypes.data),
+            self._block_at,
+            self._next_seq(),
             1,
             batch.packets_at + i * layout.PACKET.itemsize,
             batch.verdicts_at + i * layout.VERDICT.itemsize,

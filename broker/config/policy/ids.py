@@ -142,7 +142,7 @@ class Ids:
 
     def decnet(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if second is not None:
-            raise PolicyError(f"{REFUSED['decnet']}: write 'decnet host area.node'", second.at)
+            raise PolicyError(REFUSED["decnet"], second.at)
         if token.kind == "number":
             _fits(token, 0xFFFF)
             address = token.value

@@ -114,19 +114,19 @@ def _run(run: str, at: int) -> Token:
 def _with_colons(text: str, start: int, run_end: int) -> tuple[Token, int] | None:
     """The address that begins here and its end, if there is one longer than the run of letters and digits."""
     mac_match, colons = _MAC.match(text, start), _COLONS.match(text, start)
-    mac_end, address6_end = mac_match.end() if mac_match else 0, _address6_end(text, start)
-    end = max(mac_end, address6_end, colons.end() if colons else 0)
-    if end <= run_end and text[start] != ":":
+    mac_end, address6_end = mac_match.end() if mac_match else start, _address6_end(text, start)
+    end = max(mac_end, address6_end, colons.end() if colons else start)
+    if end <= run_end:  # a mark alone, too
         return None
     found = text[start:end]
     if end == mac_end:
         return Token("mac", found, start, mac(found)), end
-    if end == address6_end and end > start:
+    if end == address6_end:
         try:
             return Token("address6", found, start, int(IPv6Address(found))), end
         except ValueError:
             return Token("bad", f"'{found}' is not an IPv6 address", start), end
-    return (Token("bad", f"'{found}' is neither an IPv6 nor an Ethernet address", start), end) if found else None
+    return Token("bad", f"'{found}' is neither an IPv6 nor an Ethernet address", start), end
 
 
 def _address6_end(text: str, at: int) -> int:

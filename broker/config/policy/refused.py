@@ -14,7 +14,7 @@ REFUSED = {
     "netmask": "needs a netmask, and mirrored traffic has none",
     "byte": "libpcap 1.10 computes this without reading the byte",
     "too large": "the field cannot hold it, so it is never there",
-    "decnet": "DECnet has no nets",
+    "decnet": "DECnet addresses are 'area.node', and have no nets",
     "802.11": "traffic is Ethernet",
     "pf": "it is about OpenBSD's packet filter",
     "ATM": "it is about ATM",

@@ -11,22 +11,14 @@ from dataclasses import dataclass, field
 from broker.config.policy import parse_expression
 from broker.config.policy import tree as t
 from broker.core.model import Config, Map
+from tests.stages.filter import twin_layers
 from tests.stages.filter.judging import Frame
+from tests.stages.filter.twin_layers import CannotTellError, NoTunnelError, number
 from tests.stages.wire.reference import CONFLICT, SEEN, TINY, Reference, Shown
 
 NOTHING: Shown = (0, 0, 0, 0, 0, 0)
 
 PORTS_OF = {6: 1, 17: 2, 132: 4}
-
-
-class CannotTellError(Exception):
-    pass
-
-
-def number(data: bytes, at: int, size: int) -> int:
-    if at + size > len(data):
-        raise CannotTellError
-    return int.from_bytes(data[at : at + size], "big")
 
 
 def port_of(data: bytes, l3: int, node: t.Port, ethertype: int, shown: Shown | None) -> int | None:
@@ -114,16 +106,32 @@ def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
         return number(data, 6 if node.side == t.SOURCE else 0, 6) == node.value
     if isinstance(node, t.MacGroup):
         return number(data, 0, 1) % 2 == 1
-    l3 = 14 + 4 * len(node.layer)
+    try:
+        if isinstance(node, t.Compare):
+            return twin_layers.compared(data, f.wirelen, node, shown is None)
+        ethertype, where = twin_layers.ethertype(data, node.layer), twin_layers.place(data, node.layer)
+    except NoTunnelError:
+        return False
+    return holds_in(node, data, where.payload, where.type, ethertype, shown)
+
+
+def holds_in(node: t.Node, data: bytes, l3: int, type_at: int, ethertype: int, shown: Shown | None) -> bool:
     if isinstance(node, t.VlanId):
         return number(data, l3, 2) % 4096 == node.value
-    ethertype = number(data, l3 - 2, 2)
+    if isinstance(node, t.ProtoChain):
+        return twin_layers.in_chain(data, l3, node, ethertype)
+    if isinstance(node, t.FirstFragment):
+        if ethertype == 0x800 and number(data, l3 + 6, 2) % 8192:
+            if shown is not None:
+                raise CannotTellError
+            return False
+        return True
     if isinstance(node, t.EtherType):
         return ethertype == node.value
     if isinstance(node, t.Tagged):
         return ethertype in (0x8100, 0x88A8, 0x9100)
     if isinstance(node, t.Llc):
-        return ethertype <= 1500 and number(data, l3, 2 if node.wide else 1) == node.value
+        return ethertype <= 1500 and (number(data, l3, 2) if node.wide else number(data, type_at + 2, 1)) == node.value
     if isinstance(node, t.Protocol):
         return protocol_is(data, l3, node, ethertype)
     if isinstance(node, t.Port):
@@ -158,6 +166,7 @@ def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
 class Twin:
     config: Config
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    by_rule: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # (map, rule from 0, packets | bytes | undetermined_packets)
     reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
@@ -165,18 +174,26 @@ class Twin:
         self.tool = {tool.name: tool.slot for tool in self.config.tools}
         self.input = {i.name: i.slot for i in self.config.inputs}
 
+    def rule_counts(self, name: str) -> list[tuple[int, int, int]]:
+        """(packets, bytes, undetermined packets) of each rule of a map."""
+        of = ("packets", "bytes", "undetermined_packets")
+        return [tuple(self.by_rule[name, number, what] for what in of) for number in range(len(self.rules[name]))]  # type: ignore[misc]
+
     def decide(self, m: Map, f: Frame, shown: Shown) -> str:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
-        for action, node in self.rules[m.name]:
+        for number, (action, node) in enumerate(self.rules[m.name]):
             try:
                 matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
+                self.by_rule[m.name, number, "undetermined_packets"] += 1
                 return "undetermined"
             if matches:
+                self.by_rule[m.name, number, "packets"] += 1
+                self.by_rule[m.name, number, "bytes"] += f.wirelen
                 return action
         return "none"
 
@@ -186,7 +203,7 @@ class Twin:
         found = self.reference.judge(f.data, 0, f.input)
         passed = dropped = withheld = cannot = False
         for m in self.config.maps:
-            answer = self.decide(m, f, found[0] if found else NOTHING)
+            answer = self.decide(m, f, found.shown if found else NOTHING)
             delivers = answer == "pass" or (answer == "undetermined" and m.undetermined == "deliver")
             passed |= delivers
             dropped |= answer == "drop"
