@@ -73,15 +73,13 @@ def try_rules(judging: Judging, m: int, packet_at: int, *, beyond: bool) -> Iter
     map_row = judging.maps[m]
     libpcap = int(map_row["mode"]) == MODE_LIBPCAP
     rows_at, image_at = int(judging.state.header["rows_at"][0]), judging.generation.image_at
-    tests_at, state_at = judging.tests_at, judging.state.at
+    tests_at = judging.tests_at
     answers: dict[int, int] = {}  # thousands of rules have far fewer tests
 
     def ask(number: int) -> int:
         answer = answers.get(number)
         if answer is None:
-            answer = answers[number] = int(
-                answer_test(tests_at + number * TEST_BYTES, image_at, rows_at, packet_at, int(libpcap), state_at)
-            )
+            answer = answers[number] = int(answer_test(tests_at + number * TEST_BYTES, image_at, rows_at, packet_at, int(libpcap)))
         return answer
 
     first, n_rules = int(map_row["first_rule"]), int(map_row["n_rules"])
