@@ -14,6 +14,7 @@ from broker.config import packet, scalars
 from broker.config.document import Document, Error, Path, Text, dotted
 from broker.config.policy import PolicyError, parse_expression, read_sets
 from broker.config.policy.lexer import WORDS
+from broker.config.policy.own import WORDS as OWN_WORDS
 from broker.config.policy.sets import Elements
 from broker.config.scalars import Wrong, suggest
 
@@ -195,6 +196,6 @@ def _meant(rest: str, message: str, sets: dict[str, Elements]) -> str:
     if found is None or "did you mean" in message:
         return ""
     mark, word = found.groups()
-    known = sets.keys() if mark else WORDS
+    known = sets.keys() if mark else WORDS | OWN_WORDS
     close = difflib.get_close_matches(word, known, 1, 0.6)
     return f"; did you mean '{mark}{close[0]}'?" if close and word not in known else ""

@@ -58,6 +58,7 @@ class RuleReader:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._opened: dict[int, _Opened] = {}
+        self._kept = 1  # generations before this one are known to be in `rules-carried`
 
     def take(self) -> tuple[RuleCount, ...]:
         """Of each rule in force, in the order of the configuration. PipelineError when files are missing or damaged."""
@@ -73,10 +74,13 @@ class RuleReader:
 
     def carry(self, number: int) -> None:
         """Keep what the generations before `number` have counted: their files may go. OSError when there is no room."""
+        if number <= self._kept:
+            return
         below, carried = read_carried(self._pipeline.directory)
         if below < number:
             _write_carried(self._pipeline.directory, number, self._add(carried, below, number))
             self._opened = {n: opened for n, opened in self._opened.items() if n >= number}
+        self._kept = number
 
     def _add(self, carried: dict[Key, NDArray[np.int64]], first: int, end: int) -> dict[Key, NDArray[np.int64]]:
         for number in range(first, end):
@@ -87,18 +91,15 @@ class RuleReader:
         return carried
 
     def _open(self, number: int) -> _Opened:
-        if number not in self._opened:
-            directory = self._pipeline.directory
-            found = _Opened(_keys(rules_of(read_generation(directory, number).config)), open_rule_counts(directory, number))
-            n_filter = {lane.geometry.n_filter for lane in self._pipeline.lanes}
-            if (found.counts.n_rules, found.counts.n_lanes, {found.counts.n_filter}) != (
-                len(found.keys),
-                len(self._pipeline.lanes),
-                n_filter,
-            ):
+        opened = self._opened.get(number)  # once: the thread that carries may forget it at any time
+        if opened is None:
+            directory, lanes = self._pipeline.directory, self._pipeline.lanes
+            opened = _Opened(_keys(rules_of(read_generation(directory, number).config)), open_rule_counts(directory, number))
+            found = opened.counts.n_rules, opened.counts.n_lanes, opened.counts.n_filter
+            if found != (len(opened.keys), len(lanes), lanes[0].geometry.n_filter):
                 raise PipelineError(f"{directory}: the counts of generation {number} are of other rules or workers")
-            self._opened[number] = found
-        return self._opened[number]
+            self._opened[number] = opened
+        return opened
 
     def _read(self, counts: RuleCounts) -> NDArray[np.int64]:
         """int64[n_rules, COUNTS], all workers together."""

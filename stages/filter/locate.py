@@ -1,18 +1,15 @@
-"""Where a layer's headers begin. libpcap moves its offsets the same way, and like it we ask only Geneve whether it is there.
+"""Where a layer's headers begin. libpcap moves its offsets the same way, and like it we ask only Geneve whether it is there; and tunnels.
 
 | kernel | does |
 |---|---|
-| locate | offsets of link-layer header, type and payload of a layer, packed; UNKNOWN beyond `caplen`, NOT_THERE without the tunnel |
-| link_at, type_at, payload_at | one of them out of `locate`'s answer |
+| locate | the place of a layer; UNKNOWN beyond `caplen`, NOT_THERE without the tunnel, HIDDEN where its header is in another fragment |
 | type_of | the ethertype of a layer, UNKNOWN beyond `caplen`; PPP numbers and labels told as ethertypes |
-
-Offsets count from the start of the frame and may lie beyond its end: who reads there asks `caplen`.
 """
 
 from __future__ import annotations
 
 from broker.config.policy.layers import STEP_BITS, STEP_MASK
-from broker.config.policy.tree import GENEVE, MPLS, PPPOE, VLAN
+from broker.config.policy.tree import GENEVE, INNER, MPLS, PPPOE, VLAN
 from stages.jit import kernel
 from stages.memory import load8, load_be16
 from stages.wire.headers import (
@@ -28,16 +25,16 @@ from stages.wire.headers import (
     TAG_BYTES,
     UDP,
 )
-
-UNKNOWN, NOT_THERE = -1, -2
-_BITS = 20
-_OFFSET = (1 << _BITS) - 1
+from stages.wire.place import NO_LINK, link_at, pack_place, payload_at, type_at
+from stages.wire.transport import NOT_THERE, UNKNOWN
+from stages.wire.tunnel import KIND_BITS, carried_by, tunnel_of
 
 _LABEL_BYTES = 4
 _LABEL_END = -2  # from what follows the label: the byte with the bottom-of-stack bit
 _PPPOE_BYTES = 6  # RFC 2516; then PPP's own number, RFC 1661
 _PPP_NUMBER_BYTES = 2
-_PPP_IP, _PPP_IP6, _NOT_PPP = 0x21, 0x57, 1 << 16
+_PPP_IP, _PPP_IP6 = 0x21, 0x57
+_NO_TYPE = 1 << 16  # above any ethertype
 _UDP_BYTES = 8
 _UDP_DESTINATION = 2
 _GENEVE_PORT = 6081  # RFC 8926
@@ -47,23 +44,9 @@ _ETHERNET_INSIDE = 0x6558
 
 
 @kernel
-def pack_place(link: int, type_: int, payload: int) -> int:
-    return link << 2 * _BITS | type_ << _BITS | payload
-
-
-@kernel
-def link_at(place: int) -> int:
-    return place >> 2 * _BITS
-
-
-@kernel
-def type_at(place: int) -> int:
-    return place >> _BITS & _OFFSET
-
-
-@kernel
-def payload_at(place: int) -> int:
-    return place & _OFFSET
+def _type_by_version(payload: int, frame: int, neither: int) -> int:
+    version = load8(frame + payload) >> 4
+    return ETH_IP if version == 4 else ETH_IP6 if version == 6 else neither
 
 
 @kernel
@@ -75,7 +58,9 @@ def type_of(layer: int, place: int, frame: int, caplen: int) -> int:
             labels = 2  # labels follow the last tunnel
         elif step == GENEVE and labels:
             labels = 1
-        if step == PPPOE or step == GENEVE:  # noqa: SIM109 - two compares
+        elif step == INNER:
+            labels = 0
+        if step == PPPOE or step == GENEVE or step == INNER:  # noqa: SIM109 - three compares
             link = step
         layer >>= STEP_BITS
     payload = payload_at(place)
@@ -88,9 +73,10 @@ def type_of(layer: int, place: int, frame: int, caplen: int) -> int:
             return 0
         if caplen <= payload:
             return UNKNOWN
-        version = load8(frame + payload) >> 4
-        return ETH_IP if version == 4 else ETH_IP6 if version == 6 else 0
+        return _type_by_version(payload, frame, 0)
     at = type_at(place)
+    if link == INNER and at == payload:
+        return _type_by_version(payload, frame, _NO_TYPE) if caplen > payload else UNKNOWN
     if caplen < at + 2:
         return UNKNOWN
     number = load_be16(frame + at)
@@ -100,7 +86,7 @@ def type_of(layer: int, place: int, frame: int, caplen: int) -> int:
         return ETH_IP
     if number == _PPP_IP6:
         return ETH_IP6
-    return number | _NOT_PPP if number == ETH_IP or number == ETH_IP6 else number  # noqa: SIM109 - two compares
+    return number | _NO_TYPE if number == ETH_IP or number == ETH_IP6 else number  # noqa: SIM109 - two compares
 
 
 @kernel
@@ -131,13 +117,29 @@ def _geneve_at(layer: int, place: int, frame: int, caplen: int) -> int:
 
 
 @kernel
+def step_inside(layer: int, place: int, frame: int, caplen: int) -> int:
+    """Into the tunnel that the packet is."""
+    ethertype = type_of(layer, place, frame, caplen)
+    if ethertype < 0:
+        return ethertype
+    tunnel = tunnel_of(ethertype, payload_at(place), frame, caplen)
+    return tunnel if tunnel < 0 else carried_by(tunnel & ((1 << KIND_BITS) - 1), tunnel >> KIND_BITS, frame, caplen)
+
+
+@kernel
 def locate(layer: int, frame: int, caplen: int) -> int:
     place = pack_place(0, ETHERTYPE, ETHERNET_BYTES)
     passed, shift = 0, 0
     while layer:
         step = layer & STEP_MASK
         payload = payload_at(place)
-        if step == VLAN:
+        if step == INNER:
+            place = step_inside(passed, place, frame, caplen)
+            if place < 0:
+                return place
+        elif link_at(place) == NO_LINK and (step == VLAN or type_at(place) == payload):
+            return NOT_THERE  # nothing says that there is such a header
+        elif step == VLAN:
             place = pack_place(link_at(place), type_at(place) + TAG_BYTES, payload + TAG_BYTES)
         elif step == MPLS:
             place = pack_place(link_at(place), type_at(place), payload + _LABEL_BYTES)

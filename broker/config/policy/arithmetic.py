@@ -25,15 +25,18 @@ _MIRRORED = {">": "<", "<": ">", ">=": "<=", "<=": ">=", "=": "=", "!=": "!="}
 RELATIONS = frozenset(_MIRRORED)
 _NEGATED = {"<": ">=", "<=": ">", "!=": "="}
 _TOP = MASK
+_BASES = {"l4": tree.L4, "payload": tree.PAYLOAD}  # ours
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """`checks`: what libpcap asks before it computes; `first`: the constant that its code begins with."""
+    """`checks`: what libpcap asks before it computes; `first`: the constant that its code begins with; `there`: what has to be there, where
+    nothing is asked before."""
 
     node: Arithmetic
     checks: tuple[Node, ...] = ()
     first: int | None = None
+    there: tuple[Node, ...] = ()
 
 
 @dataclass(slots=True)
@@ -50,9 +53,11 @@ class Calculator(Cursor):
             return _continues(self.peek(ahead + 1).text, self.peek(ahead + 1).kind)
         if token.kind == "mark":
             return token.text == "-"
-        if token.kind != "word":
-            return False
-        return token.text == "len" or (token.text in link.PROTOCOLS and self.peek(ahead + 1).text == "[")
+        return (token.kind, token.text) == ("word", "len") or self.is_load(ahead)
+
+    def is_load(self, ahead: int = 0) -> bool:
+        token, known = self.peek(ahead), link.PROTOCOLS if self.peek(ahead).kind == "word" else _BASES
+        return token.kind in ("word", "name") and token.text in known and not token.escaped and self.peek(ahead + 1).text == "["
 
     def relation(self) -> Node:
         self.operators = 0
@@ -64,6 +69,8 @@ class Calculator(Cursor):
         self.registers -= 2
         test = compare(left.node, relation, right.node)
         checks = (*left.checks, *right.checks)
+        if isinstance(test, Not):  # what is not there differs from nothing
+            checks += (*left.there, *right.there)
         return And((*checks, test)) if checks else test
 
     def arithmetic(self) -> Operand:
@@ -113,7 +120,7 @@ class Calculator(Cursor):
             self.next()
             self.take_register()
             return Operand(WireLength())
-        if token.kind == "word" and token.text in link.PROTOCOLS and self.peek(1).text == "[":
+        if self.is_load():
             return self.load()
         raise self.unexpected("a number, 'len' or 'protocol[offset]'")
 
@@ -134,31 +141,47 @@ class Calculator(Cursor):
         self.take_register()
         self.registers -= 1
         self.nesting -= 1
-        base, checks = link.indexed(self.layer, protocol.text, index.checks, protocol.at)
         node = index.node
+        if protocol.text in _BASES:
+            return self.own_load(_BASES[protocol.text], size, index)
+        base, checks = link.indexed(self.layer, protocol.text, index.checks, protocol.at)
         if tree.GENEVE in self.layer and isinstance(node, Number) and node.value > MASK >> 1:
             node = Binary("+", Number(0), node)  # without its optimizer libpcap adds offsets in another order: it shows where they overflow
-        return Operand(Load(self.layer, base, node, size), checks, index.first)
+        if tree.INNER in self.layer and base == tree.LINK:
+            return self.own_load(base, size, index)
+        return Operand(Load(self.layer, base, node, size), checks, index.first, index.there)
+
+    def own_load(self, base: int, size: int, index: Operand) -> Operand:
+        """Of what not every packet has."""
+        load = Load(self.layer, base, index.node, size)
+        return Operand(load, index.checks, index.first, (*index.there, Compare(load, ">=", Number(0))))
 
     def reduce(self, operator: str, values: list[Operand]) -> None:
         right = values.pop()
         if operator == "negate":
-            values.append(Operand(_binary("-", Number(0), right.node), right.checks, right.first))
+            values.append(Operand(_binary("-", Number(0), right.node), right.checks, right.first, right.there))
             return
         left = values.pop()
-        divides, shifts = operator in ("/", "%"), operator in ("<<", ">>")
-        constant = right.node.value if isinstance(right.node, Number) else None
-        if divides and (right.first == 0 or constant == 0):
-            raise PolicyError(f"division by zero: 0 is the first number behind '{operator}'", self.peek().at)
-        known = isinstance(left.node, Number) and constant is not None
-        if shifts and ((right.first or 0) > 31 or (not known and (constant or 0) > 31)):
-            raise PolicyError(f"shift by more than 31 bits: the first number behind '{operator}' is above that", self.peek().at)
+        _check_constant(operator, left, right, self.peek().at)
         self.registers -= 1
-        values.append(Operand(_binary(operator, left.node, right.node), left.checks, left.first))
+        values.append(Operand(_binary(operator, left.node, right.node), left.checks, left.first, (*left.there, *right.there)))
 
 
 def _continues(text: str, kind: str) -> bool:
     return kind == "mark" and (text in RELATIONS or text in OPERATORS)
+
+
+def _check_constant(operator: str, left: Operand, right: Operand, at: int) -> None:
+    """No packet is needed to see that this has no value."""
+    divides, shifts = operator in ("/", "%"), operator in ("<<", ">>")
+    what = "division by zero" if divides else "shift by more than 31 bits"
+    first = 1 if right.first is None else right.first
+    if (divides and first == 0) or (shifts and first > 31):
+        raise PolicyError(f"{what}: {first} is the first number behind '{operator}'", at)
+    if isinstance(right.node, Number):
+        value = right.node.value
+        if (divides and value == 0) or (shifts and value > 31 and not isinstance(left.node, Number)):
+            raise PolicyError(f"{what}: {REFUSED['constant']}", at)
 
 
 def _binary(operator: str, left: Arithmetic, right: Arithmetic) -> Arithmetic:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.config.policy.fields import Ranges
 from broker.config.policy.image import FIRST_CLASS, TRIE_NEXT
 from broker.config.policy.program import halves
+from broker.config.policy.tree import Ranges
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from broker.config.policy import refused
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.lexer import Token
 from broker.config.policy.refused import REFUSED
 from broker.config.policy.tree import Layer
+
+T = TypeVar("T")
 
 MAX_NESTING = 200
 A_TEST = "a test"
@@ -49,6 +53,11 @@ class Cursor:
         token = self.peek()
         return token.kind == "word" and token.text in words
 
+    def is_name(self, name: str) -> bool:
+        """A word of ours: to libpcap a name."""
+        token = self.peek()
+        return token.kind == "name" and token.text == name and not token.escaped
+
     def is_mark(self, *marks: str) -> bool:
         token = self.peek()
         return token.kind == "mark" and token.text in marks
@@ -57,6 +66,18 @@ class Cursor:
         """What follows the parenthesis that opens here."""
         partner = self.partners[self.at + ahead]
         return self.tokens[partner + 1] if partner else self.tokens[-1]
+
+    def braces(self, element: Callable[[], T]) -> list[T]:
+        """What `element` reads, between ``{``, ``,`` and ``}``."""
+        self.next()
+        found = [element()]
+        while self.is_mark(","):
+            self.next()
+            found.append(element())
+        if not self.is_mark("}"):
+            raise self.unexpected("',' or '}'")
+        self.next()
+        return found
 
     def close(self, mark: str = ")") -> None:
         if not self.is_mark(mark):

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from broker.config.policy import tree
 from broker.config.policy.sets import merge
-from broker.config.policy.tree import ARP, DESTINATION, IP, IP6, RARP, SOURCE, And, Node, Not, Or, Test
-
-Ranges = tuple[tuple[int, int], ...]
+from broker.config.policy.tree import ARP, DESTINATION, IP, IP6, RARP, SOURCE, And, Node, Not, Or, Ranges, Test
 
 MAX_TERMS = 8
 _ETHERTYPE = {IP: 0x0800, ARP: 0x0806, RARP: 0x8035, IP6: 0x86DD}
@@ -51,17 +49,19 @@ def _one(value: int) -> Ranges:
     return ((value, value),)
 
 
-def is_range(mask: int) -> bool:
+def is_range(mask: int, top: int = _TOP4) -> bool:
     """The mask is a prefix, so what it matches is one range."""
-    rest = ~mask & 0xFFFFFFFF
+    rest = ~mask & top
     return rest & (rest + 1) == 0
 
 
 def is_predicate(test: Test | bool) -> bool:
     """No class of values answers it: it is asked of the packet's own bytes."""
-    if isinstance(test, tree.Llc | tree.Compare | tree.ProtoChain | tree.FirstFragment):
+    if isinstance(test, tree.Llc | tree.Compare | tree.ProtoChain | tree.FirstFragment | tree.Field | tree.Tunnel):
         return True
-    return tree.tags(getattr(test, "layer", ())) < 0 or (isinstance(test, tree.Address4) and not is_range(test.mask))
+    if tree.tags(getattr(test, "layer", ())) < 0 or (isinstance(test, tree.Address4) and not is_range(test.mask)):
+        return True
+    return isinstance(test, tree.Mac) and not is_range(test.mask, _TOP48)
 
 
 def _kinds(kinds: int) -> Ranges:
@@ -86,7 +86,7 @@ def asks(test: Test) -> dict[str, Ranges]:
         case tree.EtherType():
             return {"ethertype": _one(test.value)}
         case tree.VlanId():
-            return {f"vlan{len(test.layer)}": _one(test.value)}
+            return {f"vlan{len(test.layer)}": test.ranges}
         case tree.Address4() if test.mask == 0:  # nothing is read
             return {"ethertype": _kinds(test.kinds)}
         case tree.Address6() if test.prefix == 0:
@@ -109,7 +109,7 @@ def asks(test: Test) -> dict[str, Ranges]:
         case tree.Detail():
             return {"protocol": _protocols(test.kinds, (test.protocol,)), "detail": test.ranges}
         case tree.Mac():
-            return {f"{_SIDES[test.side]}_mac": _one(test.value)}
+            return {f"{_SIDES[test.side]}_mac": ((test.value, test.value | ~test.mask & _TOP48),)}
         case tree.MacGroup():
             return {"group": _one(1)}
         case tree.Multicast() if test.kind == IP:
@@ -195,7 +195,7 @@ def _of_test(test: Test, wanted: bool) -> list[Term]:
     if isinstance(test, tree.EtherType) and test.value in TAG_ETHERTYPES:
         return [{}]  # it may be the ethertype in front of a tag or behind it
     tag = f"tag{len(getattr(test, 'layer', ()))}"
-    at_its_depth = hasattr(test, "layer") and tag in TABLES and not isinstance(test, tree.Tagged | tree.VlanId)
+    at_its_depth = hasattr(test, "layer") and tag in TABLES and not isinstance(test, tree.Tagged | tree.VlanId | tree.Mac | tree.MacGroup)
     by_field: dict[str, dict[str, Ranges]] = {}
     for table, ranges in asks(test).items():
         by_field.setdefault(FIELD_OF[table], {})[table] = ranges

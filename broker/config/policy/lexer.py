@@ -1,4 +1,4 @@
-"""The words of an expression, cut as libpcap's scanner cuts them, and ours: ``$name``.
+"""The words of an expression, cut as libpcap's scanner cuts them, and ours: ``$name``, braces, commas, text in quotes.
 
 The longest match wins: ``fe80::1`` is one address, ``0:2`` three words, ``len-1`` the name of a host. What nothing matches becomes a `bad`
 token, so that an error left of it is told first.
@@ -13,7 +13,7 @@ from typing import Literal
 
 from broker.config.policy.names import CONSTANTS
 
-Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "mark", "bad", "end"]
+Kind = Literal["word", "number", "address4", "address6", "mac", "name", "set", "text", "mark", "bad", "end"]
 
 _WORDS = """
 src dst host net port portrange proto protochain mask and or not less greater byte len length broadcast multicast
@@ -31,7 +31,8 @@ _TOKEN = re.compile(
     r"(?P<run>[A-Za-z0-9](?:[-_.A-Za-z0-9]*[.A-Za-z0-9])?)"
     r"|\$(?P<set>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
     r"|\\(?P<escaped>[^ !()\n\t]+)"
-    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%:\[\]!<>()&|^=])"
+    r'|"(?P<text>(?:[^"\\]|\\.)*)"'
+    r"|(?P<mark>&&|\|\||>=|<=|!=|==|<<|>>|[-+*/%:\[\]!<>()&|^={},])"
     r"|(?P<end>\Z)"
     r"|(?P<bad>.))",
     re.DOTALL,
@@ -49,7 +50,7 @@ _QUAD = re.compile(r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]+|[0-9]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address."""
+    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address (-1: no IPv4 one)."""
 
     kind: Kind
     text: str
@@ -87,8 +88,8 @@ def scan(text: str) -> list[Token]:
             tokens.append(Token("word" if alias in WORDS else "mark", alias, start))
         elif group == "escaped":
             tokens.append(Token("name", value, start - 1, escaped=True))
-        elif group == "set":
-            tokens.append(Token("set", value, start - 1))
+        elif group in ("set", "text"):
+            tokens.append(Token("set" if group == "set" else "text", value, start - 1))
         else:
             tokens.append(Token("bad", f"unexpected character {value!r}", start))
 
@@ -104,10 +105,9 @@ def _run(run: str, at: int) -> Token:
         return Token("number", run, at, CONSTANTS[run])
     if _ADDRESS4.fullmatch(run):
         try:
-            value, bits = address4(run)
-        except ValueError as error:
-            return Token("bad", str(error), at)
-        return Token("address4", run, at, value, bits)
+            return Token("address4", run, at, *address4(run))
+        except ValueError:
+            return Token("address4", run, at, -1)  # of DECnet, perhaps
     return Token("name", run, at)
 
 
@@ -179,9 +179,11 @@ def address4(text: str) -> tuple[int, int]:
     value = 0
     parts = text.split(".")
     for part in parts:
-        if len(part) > 9 or int(part) > 255:
+        if not (part.isascii() and part.isdecimal()):
+            raise ValueError(f"'{text}' is not an IPv4 address")
+        if len(part.lstrip("0")) > 3 or int(part[-3:]) > 255:
             raise ValueError(f"'{text}' is not an IPv4 address: {part} is above 255")
-        value = value << 8 | int(part)
+        value = value << 8 | int(part[-3:])
     return value, 8 * len(parts)
 
 

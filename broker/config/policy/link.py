@@ -33,6 +33,7 @@ from broker.config.policy.tree import (
 )  # fmt: skip
 
 MAX_TAGS = 4
+ALL_48 = (1 << 48) - 1
 ETHERTYPES = {
     "ip": 0x0800, "ip6": 0x86DD, "arp": 0x0806, "rarp": 0x8035, "decnet": 0x6003, "lat": 0x6004, "sca": 0x6007, "mopdl": 0x6001,
     "moprc": 0x6002, "atalk": 0x809B, "aarp": 0x80F3, "iso": 0xFE, "stp": 0x42, "ipx": 0xE0, "netbeui": 0xF0,
@@ -126,10 +127,12 @@ def only_ethernet(layer: Layer, what: str, at: int) -> None:
         raise PolicyError(f"there are no {what} in PPP", at)
 
 
-def mac(layer: Layer, side: int, value: int, at: int) -> Node:
+def mac(layer: Layer, side: int, value: int, at: int, mask: int = ALL_48) -> Node:
     only_ethernet(layer, "Ethernet addresses", at)
     if GENEVE not in layer:
-        return tree.Mac(side, value)
+        return tree.Mac(tree.tunnels(layer), side, value, mask)
+    if mask != ALL_48:
+        raise PolicyError("Ethernet addresses behind 'geneve' take no mask: write 'inner geneve (...)'", at)
     offset = 0 if side == DESTINATION else 6
     low, high = equals(field(layer, LINK, offset + 2, 4), value & 0xFFFFFFFF), equals(field(layer, LINK, offset, 2), value >> 32)
     return And((_has_ethernet(layer), low, high))
@@ -137,7 +140,7 @@ def mac(layer: Layer, side: int, value: int, at: int) -> Node:
 
 def mac_group(layer: Layer, at: int) -> Node:
     only_ethernet(layer, "Ethernet addresses", at)
-    return And((_has_ethernet(layer), masked(field(layer, LINK, 0, 1), 1, 1))) if GENEVE in layer else tree.MacGroup()
+    return And((_has_ethernet(layer), masked(field(layer, LINK, 0, 1), 1, 1))) if GENEVE in layer else tree.MacGroup(tree.tunnels(layer))
 
 
 def _has_ethernet(layer: Layer) -> Node:
@@ -188,15 +191,12 @@ def _fits(value: int, top: int, what: str, at: int) -> None:
         raise PolicyError(f"{what} {value} is above {top}", at)
 
 
-def vlan(layer: Layer, number: int | None, at: int) -> Node:
+def vlan(layer: Layer, at: int) -> Node:
     if has_labels(layer) or medium(layer) == PPPOE:
         raise PolicyError(f"there are no VLAN tags behind '{'mpls' if has_labels(layer) else 'pppoes'}'", at)
     if layer[-MAX_TAGS:] == (VLAN,) * MAX_TAGS:
         raise PolicyError(f"more than {MAX_TAGS} VLAN tags: {REFUSED['tags']}", at)
-    if number is None:
-        return tree.Tagged(layer)
-    _fits(number, 4095, "VLAN", at)
-    return And((tree.Tagged(layer), tree.VlanId(layer, number)))
+    return tree.Tagged(layer)
 
 
 def mpls(layer: Layer, number: int | None, at: int) -> Node:

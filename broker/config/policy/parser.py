@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from broker.config.policy import link, osi, tree
+from broker.config.policy import link, osi, own, tree, values
 from broker.config.policy.arithmetic import Calculator
 from broker.config.policy.cursor import A_TEST
 from broker.config.policy.errors import PolicyError
@@ -20,6 +20,7 @@ from broker.config.policy.refused import REFUSED
 from broker.config.policy.refused import WORDS as REFUSED_WORDS
 from broker.config.policy.sets import Elements
 from broker.config.policy.tree import IP, IP6, And, Node, Not, both, either
+from broker.config.policy.values import Numbers
 
 MAX_TAGS = link.MAX_TAGS
 MAX_CHARACTERS = 16 << 10
@@ -29,7 +30,6 @@ _IDS = frozenset(("number", "address4", "address6", "mac", "name", "set"))
 _TOP = (1 << 32) - 1
 _GENEVE_REGISTERS = 3
 _STEPS: dict[str, tuple[int, Callable[[tree.Layer, int | None, int], Node]]] = {
-    "vlan": (tree.VLAN, link.vlan),
     "mpls": (tree.MPLS, link.mpls),
     "pppoes": (tree.PPPOE, link.pppoes),
     "geneve": (tree.GENEVE, link.geneve),
@@ -49,6 +49,9 @@ class Parser(Calculator):
         if self.peek().kind != "end":
             raise self.unexpected("'and', 'or' or the end")
         return node
+
+    def numbers(self, numbers: Numbers) -> tree.Ranges:
+        return values.ranges(self, self.ids.sets, numbers)
 
     # ---- expr, term
 
@@ -72,12 +75,14 @@ class Parser(Calculator):
             if self.computes(ahead):
                 return False
             ahead += 1
-        if self.computes(ahead):
+        if self.computes(ahead) or own.stands(self, ahead):
             return False
+        if token.kind == "mark":
+            return token.text == "{"
         return token.kind in _IDS and (token.text not in REFUSED_WORDS or token.escaped)
 
     def term(self, inherited: Qualifiers | None) -> tuple[Node, Qualifiers | None]:
-        if self.computes():
+        if self.computes() and not own.stands(self, 0):
             return self.relation(), None
         self.enter()
         if self.is_word("not"):
@@ -96,10 +101,15 @@ class Parser(Calculator):
 
     def primitive(self) -> tuple[Node, Qualifiers | None]:
         token = self.peek()
+        found = own.test(self)
+        if found is not None:
+            return found, None
         if token.kind in ("number", "address4", "address6", "mac", "set"):
             raise PolicyError(f"unexpected {token.shown()}: say what it is ('host', 'net', 'port', 'ether host', ...)", token.at)
         if token.kind != "word" or token.text in ("and", "or", "mask"):
             raise self.unexpected(A_TEST)
+        if token.text == "vlan":
+            return own.vlan(self), None
         if token.text in _STEPS:
             return self.step(), None
         if token.text in ("less", "greater"):
@@ -190,25 +200,43 @@ class Parser(Calculator):
             self.close()
             self.nesting -= 1
             return node, inner
-        if token.kind not in _IDS:
+        if token.kind not in _IDS and not self.is_mark("{"):
             raise self.unexpected(f"what '{qualifiers.shown()}' is about" if qualifiers else A_TEST)
         if qualifiers is None:
             raise PolicyError(f"unexpected {token.shown()}: no 'host', 'net' or 'port' before it that it could share", token.at)
-        self.next()
+        if qualifiers.type == "protochain" and not qualifiers.protocol:
+            self.take_register()  # libpcap never gives it back
+        if self.is_mark("{"):
+            elements = self.braces(lambda: self.element(qualifiers))
+            return self.ids.several(elements, qualifiers, self.layer), qualifiers
+        return self.ids.node(*self.one_id(), qualifiers, self.layer), qualifiers
+
+    def element(self, qualifiers: Qualifiers) -> tuple[Token, Token | None]:
+        """Of braces."""
+        token = self.peek()
+        if token.kind == "word" and token.text in link.PROTOCOLS and qualifiers.type in ("proto", "protochain"):
+            self.next()  # no need for \\ here
+            number = link.PROTOCOL_NUMBERS.get(token.text) if qualifiers.protocol != "ether" else None
+            return Token("number" if number else "name", token.text, token.at, number[1] if number else 0), None
+        if token.kind not in _IDS:
+            raise self.unexpected(f"what '{qualifiers.shown()}' is about")
+        return self.one_id()
+
+    def one_id(self) -> tuple[Token, Token | None]:
+        """The id, and the length of its net or its mask."""
+        token = self.next()
         second: Token | None = None
-        if token.kind in ("address4", "address6", "number") and self.is_mark("/"):
+        if token.kind in ("address4", "address6", "number", "mac") and self.is_mark("/"):
             self.next()
-            if self.peek().kind != "number":
-                raise self.unexpected("the length of the net")
+            if self.peek().kind != "number" and (token.kind, self.peek().kind) != ("mac", "mac"):
+                raise self.unexpected("the mask" if token.kind == "mac" else "the length of the net")
             second = self.next()
         elif token.kind == "address4" and self.is_word("mask"):
             self.next()
             if self.peek().kind != "address4":
                 raise self.unexpected("the mask, as an address")
             second = self.next()
-        if qualifiers.type == "protochain" and not qualifiers.protocol:
-            self.take_register()  # libpcap never gives it back
-        return self.ids.node(token, second, qualifiers, self.layer), qualifiers
+        return token, second
 
     # ---- headers in between, bytes
 

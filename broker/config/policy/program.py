@@ -139,6 +139,9 @@ _TABLE_OPS = {
     tree.Address6Set: image.OP_SET6,
     tree.Port: image.OP_PORTS,
     tree.Detail: image.OP_DETAILS,
+    tree.VlanId: image.OP_VLANS,
+    tree.Field: image.OP_FIELD,
+    tree.Tunnel: image.OP_TUNNEL_ID,
 }
 
 
@@ -157,8 +160,8 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["op"], out["a"], out["b"] = image.OP_LLC, test.value, 2 if test.wide else 1
         case tree.Tagged():
             out["op"] = image.OP_TAGGED
-        case tree.VlanId():
-            out["op"], out["a"] = image.OP_VLAN, test.value
+        case tree.VlanId() if len(test.ranges) == 1:
+            out["op"], (out["a"], out["b"]) = image.OP_VLAN, test.ranges[0]
         case tree.Address4():
             out["op"], out["a"], out["b"] = image.OP_ADDRESS4, test.net, test.mask
         case tree.Address6():
@@ -173,7 +176,7 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["op"], out["c"] = image.OP_DETAIL, test.protocol
             out["a"], out["b"] = test.ranges[0]
         case tree.Mac():
-            out["op"], out["a"] = image.OP_MAC, test.value
+            out["op"], out["a"], out["b"] = image.OP_MAC, test.value, test.mask
         case tree.MacGroup():
             out["op"] = image.OP_GROUP
         case tree.Multicast():
@@ -189,9 +192,13 @@ def _operands(out: NDArray[np.void], test: tree.Test | bool, builder: Builder, s
             out["a"] = sets[test]
         case tree.Length():
             out["op"], out["a"], out["b"] = image.OP_LENGTH, test.first, test.last
-        case tree.Address4Set() | tree.Port() | tree.Address6Set() | tree.Detail():
+        case tree.Tunnel(ranges=None):
+            out["op"], out["c"] = image.OP_TUNNEL, test.kind
+        case tree.Address4Set() | tree.Port() | tree.Address6Set() | tree.Detail() | tree.VlanId() | tree.Field() | tree.Tunnel():
+            assert test.ranges is not None
             six = isinstance(test, tree.Address6Set)
-            out["op"], out["c"] = _TABLE_OPS[type(test)], getattr(test, "protocol", 0)
+            out["op"] = _TABLE_OPS[type(test)]
+            out["c"] = next((getattr(test, name) for name in ("protocol", "field", "kind") if hasattr(test, name)), 0)
             key = (six, test.ranges)
             if key not in sets:
                 rows = np.array([(*halves(a), *halves(b)) for a, b in test.ranges], np.int64) if six else _pairs(test.ranges)

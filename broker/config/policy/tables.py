@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from broker.config.policy import classes, tree
 from broker.config.policy.classes import Classes, classify
 from broker.config.policy.errors import PolicyError
-from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Ranges, Term, asks, is_predicate
+from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Term, asks, is_predicate
 from broker.config.policy.image import FIELD_NUMBER, FIRST_CLASS, KEY_BITS, KEY_WORDS, MODE_LIBPCAP, NONE, Builder
 from broker.config.policy.program import Program
+from broker.config.policy.tree import Ranges
 from broker.core.layout import INPUTS
 
 _BANKS = {"source_port": 65536, "destination_port": 65536, "detail": DETAILS}
@@ -48,6 +49,7 @@ def add_tables(builder: Builder, program: Program, of_rules: list[list[Term]], u
         if builder.size_bytes > limit:
             return builder.size_bytes
     _add_input(builder, index)
+    builder.header[0]["n_key_words"] = sum(bits > 0 for bits in index.used)
     return builder.size_bytes
 
 
@@ -174,6 +176,8 @@ def _add_field(builder: Builder, index: _Index, name: str, asked: dict[str, list
             out["at"], out["n"] = builder.add(table), len(table)
         elif name != "group":
             out["at"], out["n"] = builder.add(classes.search_table(found)), len(found.starts)
+            if name == "ethertype":
+                out["of_ip"], out["of_ip6"] = (int(classes.direct_table(found, 65536)[kind]) for kind in (0x0800, 0x86DD))
         elif found.n == 1:
             rows += found.rows  # both values of the bit, wherever they are the same
     _finish(builder, index, out, rows)

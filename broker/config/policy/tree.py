@@ -2,7 +2,8 @@
 
 Every test that looks behind the MAC addresses has a `layer`: the steps that lead from the start of the frame to the link-layer payload
 that the test is about. Each ``vlan``, ``mpls``, ``pppoes`` and ``geneve`` left of it adds a step; that is libpcap's rule, and like libpcap
-we do not ask whether the header that a step goes over is there. ``inner (...)`` adds a step that does ask.
+we do not ask whether the header that a step goes over is there. ``inner (...)`` adds a step that does ask; such steps stand first, as what
+is left of it does not matter to it.
 
 Order matters only where a packet is cut: see README.md.
 """
@@ -16,9 +17,16 @@ SOURCE, DESTINATION = 0, 1
 IP, ARP, RARP, IP6 = 1, 2, 4, 8  # bits: ethertypes that a test is about
 
 Layer: TypeAlias = tuple[int, ...]
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
 VLAN, MPLS, PPPOE, GENEVE, INNER = 1, 2, 3, 4, 5
 """Steps of a layer: over a tag, a label, a PPPoE session header, an outer packet with Geneve in UDP, or into whatever tunnel there is."""
 MAX_STEPS = 8
+MAX_INNER = 4
+
+
+def tunnels(layer: Layer) -> Layer:
+    """The steps into tunnels, without those that follow."""
+    return layer[: layer.count(INNER)]
 
 
 def tags(layer: Layer) -> int:
@@ -50,8 +58,10 @@ class Tagged:
 
 @dataclass(frozen=True, slots=True)
 class VlanId:
+    """`ranges`, here and below: sorted, disjoint (first, last)."""
+
     layer: Layer
-    value: int
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +75,10 @@ class Address4:
 
 @dataclass(frozen=True, slots=True)
 class Address4Set:
-    """`ranges`: sorted, disjoint (first, last)."""
-
     layer: Layer
     side: int
     kinds: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ class Address6:
 class Address6Set:
     layer: Layer
     side: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +112,24 @@ class Port:
     layer: Layer
     side: int
     protocols: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Mac:
+    """`layer`: only steps into tunnels; false where a tunnel carries no Ethernet."""
+
+    layer: Layer
     side: int
     value: int
+    mask: int = (1 << 48) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class MacGroup:
-    """Destination with the group bit: multicast and broadcast."""
+    """Destination with the group bit: multicast and broadcast. `layer` as of `Mac`."""
+
+    layer: Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +156,7 @@ class Detail:
     layer: Layer
     kinds: int
     protocol: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +164,37 @@ class FirstFragment:
     """IPv4: the fragment offset is 0, as any test of what the payload begins with needs. Elsewhere: true."""
 
     layer: Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """`field`, one of those below, has a value of `ranges`. `kinds`: IP, IP6 or both; PCP and TAGS are not asked for it."""
+
+    layer: Layer
+    field: int
+    kinds: int
+    ranges: Ranges
+
+
+DSCP, ECN, TTL, FLOW_LABEL, FRAGMENT, EXTENSION, L4_PROTOCOL, PCP, TAGS = range(9)
+"""TTL: IPv6's hop limit too. EXTENSION: the number of any IPv6 extension header. L4_PROTOCOL: behind all of those. PCP: of the tag that
+stands where the ethertype would. TAGS: how many of them follow each other from there on, at most MAX_TAGS."""
+NOT_FRAGMENTED, FIRST, LATER, ATOMIC = range(4)
+"""Values of FRAGMENT."""
+MAX_TAGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The layer's packet carries another in a tunnel of this kind, whose id is in `ranges` (None: any id, or none)."""
+
+    layer: Layer
+    kind: int
+    ranges: Ranges | None
+
+
+ANY_TUNNEL, GRE, ERSPAN, VXLAN, GENEVE_TUNNEL, GTP, MPLS_TUNNEL, IPIP = range(8)
+"""ERSPAN is GRE too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +210,7 @@ class ProtoChain:
 
 LINK, NETWORK, TRANSPORT, BEHIND6, L4, PAYLOAD, TYPE = range(7)
 """What the offset of a `Load` counts from: the link-layer header; its payload; behind the IPv4 header (IHL words; what ``tcp[0]`` means);
-behind the fixed IPv6 header (``icmp6[0]``); ours: the transport header, wherever the IPv6 chain puts it; what follows that; and the
+behind the fixed IPv6 header (``icmp6[0]``); ours: the transport header, behind all extension headers; what follows that; and the
 ethertype, or what takes its place in the layer."""
 
 
@@ -181,7 +226,8 @@ class WireLength:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`size` (1, 2, 4) bytes in network order at `index` behind the `base` of the layer. Undetermined where they are not there."""
+    """`size` (1, 2, 4) bytes in network order at `index` behind the `base` of the layer. Undetermined where they are cut off; a comparison
+    is false where the packet has no such base, or by its own IP header ends before they would come (L4, PAYLOAD)."""
 
     layer: Layer
     base: int
@@ -225,6 +271,8 @@ Test: TypeAlias = (
     | Length
     | Detail
     | FirstFragment
+    | Field
+    | Tunnel
     | ProtoChain
     | Compare
 )

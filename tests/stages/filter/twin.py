@@ -177,23 +177,23 @@ class Twin:
     def rule_counts(self, name: str) -> list[tuple[int, int, int]]:
         """(packets, bytes, undetermined packets) of each rule of a map."""
         of = ("packets", "bytes", "undetermined_packets")
-        return [tuple(self.by_rule[name, number, what] for what in of) for number in range(len(self.rules[name]))]  # type: ignore[misc]
+        return [tuple(self.by_rule[name, at, what] for what in of) for at in range(len(self.rules[name]))]  # type: ignore[misc]
 
     def decide(self, m: Map, f: Frame, shown: Shown) -> str:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
-        for number, (action, node) in enumerate(self.rules[m.name]):
+        for at, (action, node) in enumerate(self.rules[m.name]):
             try:
                 matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
-                self.by_rule[m.name, number, "undetermined_packets"] += 1
+                self.by_rule[m.name, at, "undetermined_packets"] += 1
                 return "undetermined"
             if matches:
-                self.by_rule[m.name, number, "packets"] += 1
-                self.by_rule[m.name, number, "bytes"] += f.wirelen
+                self.by_rule[m.name, at, "packets"] += 1
+                self.by_rule[m.name, at, "bytes"] += f.wirelen
                 return action
         return "none"
 
