@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker.config.policy.compiler import Policy
-from broker.config.policy.describe import ANSWERS, describe, observed, reasons, unseen
+from broker.config.policy.describe import ANSWERS, describe, reasons
 from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
+from broker.config.policy.observe import observed, unseen
 from broker.config.policy.program import Rule
 from broker.config.policy.tree import And, Node, Not, Or
 from broker.config.policy_tests import Decision

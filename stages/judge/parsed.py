@@ -5,6 +5,7 @@
 | layers | such as ["eth", "vlan", "ip", "tcp"] |
 | eth.src, eth.dst, ip.src, ip.dst, ipv6.src, ipv6.dst, arp.src, arp.dst | text |
 | eth.type, ip.proto, ipv6.nxt, LAYER.srcport, LAYER.dstport, icmp.type, icmpv6.type | numbers; the ethertype is that behind the tags |
+| ip.ttl, ip.dsfield.dscp, ip.dsfield.ecn; ipv6.hlim, ipv6.tclass.dscp, ipv6.tclass.ecn, ipv6.flow | numbers |
 | vlan.id, vlan.tpid | a number for each tag |
 | tcp.flags | such as ["syn", "ack"] |
 | fragment | none, first, later, followed, atomic, tiny, conflict: see stages/wire/key.py |
@@ -28,6 +29,7 @@ from stages.wire.headers import (
     ICMP6,
     IP6_DESTINATION,
     IP6_SOURCE,
+    IP_BYTES,
     IP_DESTINATION,
     IP_SOURCE,
     SCTP,
@@ -58,6 +60,8 @@ _LAYERS = {
 }
 """Name, bytes of an address, where both are."""
 
+_IP_TTL, _IP6_HOP_LIMIT = 8, 7
+
 TRANSPORTS = {TCP: "tcp", UDP: "udp", SCTP: "sctp", ICMP: "icmp", ICMP6: "icmpv6"}
 
 
@@ -78,6 +82,7 @@ def fields(row: np.void, frame: bytes) -> dict[str, Any]:
         for end, at in (("src", l3 + source_at), ("dst", l3 + destination_at)):
             if at + width <= len(frame):
                 found[f"{name}.{end}"] = str(ip_address(frame[at : at + width]))
+    _traffic_class(found, kind, frame[l3:])
     if kind == KIND_IP6:
         protocol -= FRAGMENT6_AT if protocol >= FRAGMENT6_AT else IP6_AT
     if kind in (KIND_IP, KIND_IP6) and int(row["protocol"]) != NOT_IP:
@@ -87,6 +92,15 @@ def fields(row: np.void, frame: bytes) -> dict[str, Any]:
     found["ports"] = PORTS[int(row["destination_state"])]
     found["headers_cut"] = bool(row["odd"])
     return found
+
+
+def _traffic_class(found: dict[str, Any], kind: int, header: bytes) -> None:
+    if kind == KIND_IP and len(header) >= IP_BYTES:
+        found["ip.dsfield.dscp"], found["ip.dsfield.ecn"], found["ip.ttl"] = header[1] >> 2, header[1] & 3, header[_IP_TTL]
+    elif kind == KIND_IP6 and len(header) > _IP6_HOP_LIMIT:
+        word = int.from_bytes(header[:4], "big")
+        found["ipv6.tclass.dscp"], found["ipv6.tclass.ecn"], found["ipv6.flow"] = word >> 22 & 63, word >> 20 & 3, word & 0xFFFFF
+        found["ipv6.hlim"] = header[_IP6_HOP_LIMIT]
 
 
 def _tags(found: dict[str, Any], n_tags: int, frame: bytes) -> None:

@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from broker.config.policy import parse_expression, tree
-from broker.config.policy.describe import describe, observed, reasons, unseen
+from broker.config.policy.describe import describe, reasons
 from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
+from broker.config.policy.observe import observed, unseen
 from broker.config.policy.simplify import simplify
 from broker.config.policy.tree import And, Node, Not, Or
 
@@ -51,6 +52,11 @@ WORDS = {
     "len = 60": ["len = 60"],
     "tcp[tcpflags] & tcp-syn != 0": ["tcp flags syn"],
     "icmp[icmptype] = icmp-echo": ["icmp type 8"],
+    "dscp ef": ["dscp 46"],
+    "ip ttl <= 5": ["ip ttl 0-5"],
+    "fragment later": ["fragment later"],
+    "ether src host 02:00:00:00:00:00 mask ff:ff:ff:00:00:00": ["ether src host 02:00:00:00:00:00 mask ff:ff:ff:00:00:00"],
+    "inner vxlan vni 5000 (tcp dst port 80)": ["inner vxlan vni 5000", "tcp dst port 80 inside the tunnel"],
 }
 
 
@@ -63,11 +69,12 @@ def test_a_test_reads_as_it_would_be_written(text: str) -> None:
 LAYER = (tree.VLAN, tree.VLAN)
 LOAD = tree.Load((), tree.LINK, tree.Number(3), 2)
 ONE_OF_EACH: tuple[tree.Test, ...] = (
-    tree.EtherType(LAYER, 0x800), tree.Llc(LAYER, 0x42, False), tree.Tagged(LAYER), tree.VlanId(LAYER, 1),
+    tree.EtherType(LAYER, 0x800), tree.Llc(LAYER, 0x42, False), tree.Tagged(LAYER), tree.VlanId(LAYER, ((1, 1),)),
     tree.Address4(LAYER, 0, tree.IP, 1, 0xFFFFFFFF), tree.Address4Set(LAYER, 1, tree.IP, ((1, 2),)), tree.Address6(LAYER, 0, 1, 128),
-    tree.Address6Set(LAYER, 0, ((1, 2), (4, 4))), tree.Protocol(LAYER, tree.IP, 99), tree.Port(LAYER, 1, 7, ((1, 2),)), tree.Mac(0, 1),
-    tree.MacGroup(), tree.Multicast(LAYER, tree.IP6), tree.Length(0, 99), tree.Detail(LAYER, tree.IP, 6, ((2, 2), (18, 18))),
-    tree.FirstFragment(LAYER), tree.ProtoChain(LAYER, tree.IP6, 6), tree.Compare(LOAD, "=", tree.Binary("&", tree.WireLength(), LOAD)),
+    tree.Address6Set(LAYER, 0, ((1, 2), (4, 4))), tree.Protocol(LAYER, tree.IP, 99), tree.Port(LAYER, 1, 7, ((1, 2),)), tree.Mac((), 0, 1),
+    tree.MacGroup(()), tree.Multicast(LAYER, tree.IP6), tree.Length(0, 99), tree.Detail(LAYER, tree.IP, 6, ((2, 2), (18, 18))),
+    tree.FirstFragment(LAYER), *(tree.Field((), n, 3, ((1, 1),)) for n in range(9)), tree.Tunnel((), tree.VXLAN, ((5, 6),)),
+    tree.ProtoChain(LAYER, tree.IP6, 6), tree.Compare(LOAD, "=", tree.Binary("&", tree.WireLength(), LOAD)),
 )  # fmt: skip
 FRAME: dict[str, Any] = {
     "layers": ["eth", "ip", "tcp"], "eth.src": "02:00:00:00:00:01", "eth.dst": "02:00:00:00:00:02", "eth.type": 0x800,
@@ -106,6 +113,12 @@ SEEN = [
     ("less 50", {}, "it has 60 bytes"),
     ("ether src host 2:0:0:0:0:9", {}, "source is 02:00:00:00:00:01"),
     ("tcp[tcpflags] & tcp-fin != 0", {}, "flags are syn"),
+    ("dscp ef", {"ip.dsfield.dscp": 0}, "dscp is 0"),
+    ("dscp ef", ARP, "it is arp"),
+    ("fragment later", {}, "it is no fragment"),
+    ("fragment later", {"fragment": "first"}, "it is a first fragment"),
+    ("ip ttl 1", {"ip.ttl": 64}, "ttl is 64"),
+    ("inner (tcp dst port 80)", {}, ""),
     ("tcp dst port 5432", LATER, "it is a later fragment"),
 ]
 
@@ -122,7 +135,7 @@ def test_why_a_test_cannot_be_answered_is_said() -> None:
     assert unseen(address, packet()) == "the frame ends after 60 bytes"
 
 
-A, B, C = (tree.VlanId((), n) for n in range(3))
+A, B, C = (tree.VlanId((), ((n, n),)) for n in range(3))
 
 
 @pytest.mark.parametrize(
