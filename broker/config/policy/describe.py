@@ -101,7 +101,7 @@ def _words(test: tree.Test) -> str:
 
 def _mac(value: int, mask: int) -> str:
     text, under = (number.to_bytes(6, "big").hex(":") for number in (value, mask))
-    return f"host {text}" if mask == _WHOLE_MAC else f"host {text} mask {under}"
+    return f"host {text}" if mask == _WHOLE_MAC else f"host {text}/{under}"
 
 
 def _field(test: tree.Field) -> str:

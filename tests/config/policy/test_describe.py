@@ -55,7 +55,7 @@ WORDS = {
     "dscp ef": ["dscp 46"],
     "ip ttl <= 5": ["ip ttl 0-5"],
     "fragment later": ["fragment later"],
-    "ether src host 02:00:00:00:00:00 mask ff:ff:ff:00:00:00": ["ether src host 02:00:00:00:00:00 mask ff:ff:ff:00:00:00"],
+    "ether src host 02:00:00:00:00:00/ff:ff:ff:00:00:00": ["ether src host 02:00:00:00:00:00/ff:ff:ff:00:00:00"],
     "inner vxlan vni 5000 (tcp dst port 80)": ["inner vxlan vni 5000", "tcp dst port 80 inside the tunnel"],
 }
 
