@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli.common import compiled
+from broker.cli.judging import refuse_failing
 from broker.config import hygiene, load_config, render
 from broker.core.model import Config
 
@@ -28,9 +29,16 @@ def load(path: Path) -> Config:
     return config
 
 
+def load_tested(path: Path) -> Config:
+    """The same, and a test of it that fails is a mistake."""
+    config = load_config(path)
+    refuse_failing(config, compiled(config))
+    return config
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 0: right, perhaps with warnings, told on stderr. 1: mistakes, or with --strict warnings."""
-    config = load(arguments.config)
+    config = load_tested(arguments.config)
     warned = hygiene.warnings(config)
     refused = bool(warned) and arguments.strict
     if not arguments.quiet and not refused:
