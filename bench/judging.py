@@ -35,7 +35,7 @@ class Judging:
     """A filter stage with a policy loaded, for blocks of at most `n_packets`."""
 
     def __init__(self, policy: Policy, n_packets: int = BLOCK_PACKETS, *, memo: bool = True) -> None:
-        self._policy = policy
+        self._policy, self._seq = policy, 0
         self._counters = np.zeros(N_COUNTERS, np.int64)
         at = int(self._counters.ctypes.data)
         self._stage = Filter(memo=memo)
@@ -48,6 +48,7 @@ class Judging:
 
     def ns(self, batch: Batch) -> int:
         touch(batch)
+        batch.seq, self._seq = self._seq, self._seq + 1
         start = time.perf_counter_ns()
         self._stage.step(batch)
         return time.perf_counter_ns() - start

@@ -16,7 +16,7 @@ from pathlib import Path
 from broker.core.errors import TapmeshError
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = ("stages/**/*.py", "broker/core/layout.py", "broker/core/metrics.py", "broker/config/policy/*.py")
+_SOURCES = ("stages/**/*.py", "broker/core/layout.py", "broker/core/metrics.py", "broker/core/rule_counts.py", "broker/config/policy/*.py")
 _KEPT = 3  # digests: this version, the one before, and one to go back to
 
 

@@ -69,6 +69,26 @@ def maps_table(ledger: Ledger) -> str:
     return render(columns, rows)
 
 
+def rules_table(ledger: Ledger, width: int = 0) -> str:
+    """Every rule of every map, and its share of the packets that the map decided. Expressions are shortened so that no line has more than
+    `width` characters, unless that is 0."""
+    columns = [
+        Column("map", right=False),
+        Column("rule"),
+        *(Column(t) for t in ("packets", "bytes", "share", "undetermined")),
+        Column("action", right=False),
+        Column("expression", right=False),
+    ]
+    rows = []
+    for m in ledger.maps:
+        whole = sum(rule.packets + rule.undetermined_packets for rule in m.rules)
+        for number, rule in enumerate(m.rules, 1):
+            packets = rule.packets + rule.undetermined_packets
+            counts = [count(rule.packets), size(rule.bytes), share(packets, whole), count(rule.undetermined_packets)]
+            rows.append([m.map, str(number), *counts, rule.action, rule.expression])
+    return render(columns, rows, width=width)
+
+
 def tools_table(ledger: Ledger) -> str:
     columns = [
         Column("tool", right=False),

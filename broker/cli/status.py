@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 import time
 from typing import Any
 
@@ -19,21 +21,25 @@ from broker.supervisor.snapshot import Reader, Snapshot, WorkerSnapshot
 def add(commands: Any) -> None:
     sub: argparse.ArgumentParser = commands.add_parser("status", help="the state of a running pipeline: workers, tools, ledger")
     sub.add_argument("--name", help="of the pipeline; not needed when only one is running")
-    sub.add_argument("--json", action="store_true", help="for programs")
+    sub.add_argument("--rules", action="store_true", help="what each rule has counted, instead of workers, tools and ledger")
+    sub.add_argument("--json", action="store_true", help="for programs: everything")
     sub.set_defaults(main=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 0 when every worker is up and the ledger balances."""
     pipeline, names = attach(chosen_name(arguments.name))
-    snapshot = Reader(pipeline).take(names)
+    snapshot = Reader(pipeline).take(names, rules=arguments.rules or arguments.json)
     ledger = balance(snapshot)
     troubles = worker_troubles(snapshot)
     if arguments.json:
         print(json.dumps(as_json(snapshot, ledger, troubles), indent=2))
     else:
         print(f"pipeline {snapshot.name}, generation {generation_of(pipeline)}\n")
-        print(workers_table(snapshot) + "\n\n" + report.whole(snapshot, ledger))
+        if arguments.rules:
+            print(report.rules_table(ledger, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0))
+        else:
+            print(workers_table(snapshot) + "\n\n" + report.whole(snapshot, ledger))
         for trouble in troubles:
             print(f"  {trouble}")
     return 0 if ledger.balanced and not troubles else 1

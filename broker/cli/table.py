@@ -12,9 +12,13 @@ class Column:
     right: bool = True  # numbers
 
 
-def render(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
-    """Header, a rule, the rows. The last column is not padded, so that long words in it wrap nothing."""
+def render(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: str = "  ", width: int = 0) -> str:
+    """Header, a rule, the rows. The last column is not padded, so that long words in it wrap nothing; with `width` it is cut so that no
+    line is longer, but not below the length of its title."""
     widths = [max(len(c.title), *(len(row[i]) for row in rows)) if rows else len(c.title) for i, c in enumerate(columns)]
+    if width:
+        widths[-1] = max(len(columns[-1].title), min(widths[-1], width - len(indent) - sum(w + 2 for w in widths[:-1])))
+        rows = [[*row[:-1], shortened(row[-1], widths[-1])] for row in rows]
     lines = [_line(columns, widths, [c.title for c in columns], indent), indent + "  ".join("-" * w for w in widths)]
     lines += [_line(columns, widths, row, indent) for row in rows]
     return "\n".join(lines)
@@ -23,6 +27,10 @@ def render(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: 
 def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str], indent: str) -> str:
     padded = (cell.rjust(w) if c.right else cell.ljust(w) for c, w, cell in zip(columns, widths, cells, strict=True))
     return (indent + "  ".join(padded)).rstrip()
+
+
+def shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def count(n: int) -> str:

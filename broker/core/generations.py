@@ -40,5 +40,5 @@ def remove_generations_before(directory: Path, number: int) -> None:
     for path in directory.glob("generation-*"):
         old = int(path.name.removeprefix("generation-"))
         if old < number:
-            path.unlink(missing_ok=True)
-            (directory / f"policy-{old}").unlink(missing_ok=True)
+            for part in ("policy", "rules", "generation"):  # the one that is looked for goes last
+                (directory / f"{part}-{old}").unlink(missing_ok=True)

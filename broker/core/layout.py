@@ -6,6 +6,8 @@ A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0
     lane-0 ...         LANE header | WORKER rows | counters | tickets | blocks          see below
     generation-1 ...   msgpack: the plan that blocks stamped 1 are handled by           written once: supervisor
     policy-1 ...       the compiled policy image of that generation                     written once: supervisor
+    rules-1 ...        packets and bytes of each rule of it, see `rule_counts`          written: filter, a slice each worker
+    rules-carried      what rules in force had counted in generations that are gone     written: supervisor
     *.bell host.sock   sockets
 
 A lane file, each part starting on a page::
@@ -41,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
 LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
 

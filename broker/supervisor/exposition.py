@@ -16,12 +16,21 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _POSITIONS = ("source_", "file_")
 """Rows that tell where something is; they may go back, so they are gauges."""
 
+MAX_RULES = 1000
+"""With more, every scrape would be megabytes, and every rule three series to keep."""
+_RULE_COUNTS = {
+    "packets": "passed or dropped by the rule that has this number in its map now; starts anew when that becomes another rule (packets)",
+    "bytes": "their bytes on the wire (bytes)",
+    "undetermined_packets": "packets that the rule could not be told for, so that the map decided (packets)",
+}
+
 
 def exposition(snapshot: Snapshot, ledger: Ledger) -> str:
     """The whole page. Slots without a name are left out as long as they have counted nothing."""
     lines: list[str] = []
     for counter in COUNTERS:
         lines += _family(counter, snapshot)
+    lines += _rules(ledger)
     lines += _workers(snapshot)
     lines += _ledger(ledger)
     lines += _gauge("tapmesh_generation", "number of the configuration that new packets are handled by", [({}, snapshot.generation)])
@@ -79,6 +88,20 @@ def _ledger(ledger: Ledger) -> Iterator[str]:
     yield from _gauge("tapmesh_ledger_tool_off_by", "frames that nobody accounts for", [(k, t.off_by or t.framed_off_by) for k, t in tools])
     yield from _gauge("tapmesh_in_flight_packets", "captured, not yet judged", [(labels, x.in_flight_packets) for labels, x in lanes])
     yield from _gauge("tapmesh_in_flight_frames", "wanted, not yet delivered or dropped", [(k, t.in_flight_frames) for k, t in tools])
+
+
+def _rules(ledger: Ledger) -> Iterator[str]:
+    n_rules = sum(len(m.rules) for m in ledger.maps)
+    if n_rules > MAX_RULES:
+        yield f"# {n_rules} rules are too many to be listed here (at most {MAX_RULES}): tapmesh status --rules"
+        return
+    for field, text in _RULE_COUNTS.items():
+        name = f"tapmesh_rule_{field}_total"
+        yield f"# HELP {name} {text}"
+        yield f"# TYPE {name} counter"
+        for m in ledger.maps:
+            for number, rule in enumerate(m.rules, 1):
+                yield _sample(name, {"map": m.map, "rule": str(number), "action": rule.action}, getattr(rule, field))
 
 
 def _gauge(name: str, text: str, samples: Iterable[tuple[dict[str, str], int]]) -> Iterator[str]:

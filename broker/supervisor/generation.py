@@ -19,8 +19,10 @@ from broker.config.slots import Slots, assign_slots, remember
 from broker.core.errors import TapmeshError
 from broker.core.generations import remove_generations_before, write_generation
 from broker.core.model import Config
+from broker.core.rule_counts import create_rule_counts
 from broker.core.shm import Pipeline
 from broker.supervisor.prepare import refuse_overwriting
+from broker.supervisor.rule_counts import RuleReader, rules_of
 from broker.supervisor.snapshot import Names
 
 Compile = Callable[[Config], bytes]
@@ -51,6 +53,7 @@ class InForce:
         self.pipeline, self.compile_policy, self.log = pipeline, compile_policy, log
         self.config: Config | None = None
         self.slots = Slots()
+        self.rules = RuleReader(pipeline)
         self._removable = 1  # those below it are gone
         self._seen_removable = 1  # those below it were of no use when last looked
 
@@ -76,7 +79,9 @@ class InForce:
         number = self.number + 1
         directory = self.pipeline.directory
         slots = remember(config, self.slots)
+        lanes = self.pipeline.lanes
         try:
+            create_rule_counts(directory, number, len(rules_of(config)), len(lanes), lanes[0].geometry.n_filter)
             write_generation(directory, number, config, image)
             write_slots(directory, slots)
         except OSError as error:
@@ -108,5 +113,11 @@ class InForce:
                 return
             for seq in range(tail, head):
                 oldest = min(oldest, int(lane.batch(seq % lane.geometry.n_blocks).block[0]["generation"]))
-        remove_generations_before(self.pipeline.directory, min(oldest, self._seen_removable))
-        self._removable, self._seen_removable = min(oldest, self._seen_removable), oldest
+        unused = min(oldest, self._seen_removable)
+        try:
+            self.rules.carry(unused)
+        except OSError as error:
+            self.log.warning("rule_counts_not_carried", generation=unused, reason=error.strerror)
+            return
+        remove_generations_before(self.pipeline.directory, unused)
+        self._removable, self._seen_removable = unused, oldest

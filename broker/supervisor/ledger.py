@@ -25,6 +25,7 @@ import numpy as np
 from broker.core import metrics
 from broker.core.layout import STAGES
 from broker.core.metrics import COUNTERS, WIDTH, index
+from broker.supervisor.rule_counts import RuleCount
 from broker.supervisor.snapshot import Counts, LaneSnapshot, Snapshot
 
 FORMAT = 1
@@ -56,6 +57,7 @@ class InputLedger:
 @dataclass(frozen=True)
 class MapLedger:
     map: str
+    rules: tuple[RuleCount, ...]  # in force, in their order, with what they counted before a reload; empty if the snapshot has none
     passed_packets: int
     passed_bytes: int
     dropped_packets: int
@@ -141,8 +143,8 @@ class Ledger:
                 words.append(f"tool {tool.tool}: {_off(tool.framed_off_by, 'frames')} between encapsulate and send")
         return words
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values in a fixed order. Holds no time, no pid and no path: equal runs give equal bytes."""
+    def as_json(self, *, rules: bool = True) -> dict[str, Any]:
+        """Plain values in a fixed order. Holds no time, no pid and no path: equal runs give equal bytes. `rules`: all of them too."""
         return {
             "format": FORMAT,
             "balanced": self.balanced,
@@ -177,6 +179,7 @@ class Ledger:
                     "dropped_packets": m.dropped_packets,
                     "dropped_bytes": m.dropped_bytes,
                     "undetermined_packets": m.undetermined_packets,
+                    **({"rules": [_rule_json(rule) for rule in m.rules]} if rules else {}),
                 }
                 for m in self.maps
             },
@@ -195,6 +198,10 @@ class Ledger:
         }
 
 
+def _rule_json(rule: RuleCount) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rule).items() if name != "map"}
+
+
 def _off(n: int, unit: str) -> str:
     return f"{abs(n):,} {unit} {'missing' if n > 0 else 'too many'}"
 
@@ -203,11 +210,14 @@ def balance(snapshot: Snapshot) -> Ledger:
     totals = {stage: total(snapshot.lanes, stage) for stage in STAGES}
     lanes = tuple(map(_lane, snapshot.lanes))
     judged = _scalar(totals["filter"], "filter", "judged_packets")
+    of_map: dict[str, list[RuleCount]] = {}
+    for rule in snapshot.rules:
+        of_map.setdefault(rule.map, []).append(rule)
     fates = sum(lane.forwarded_packets + lane.filtered_packets for lane in lanes) + sum(_drops(totals["filter"], "filter", "", 0).values())
     return Ledger(
         lanes,
         tuple(_input(totals["capture"], name, slot) for slot, name in _slots(snapshot, totals, "input")),
-        tuple(_map(totals["filter"], name, slot) for slot, name in _slots(snapshot, totals, "map")),
+        tuple(_map(totals["filter"], name, slot, of_map.get(name, [])) for slot, name in _slots(snapshot, totals, "map")),
         tuple(_tool(snapshot, totals, name, slot) for slot, name in _slots(snapshot, totals, "tool")),
         judged - fates,
     )
@@ -288,9 +298,9 @@ def _input(capture: Counts, name: str, slot: int) -> InputLedger:
     return InputLedger(name, captured + sum(dropped.values()), captured, captured_bytes, dropped)
 
 
-def _map(judge: Counts, name: str, slot: int) -> MapLedger:
+def _map(judge: Counts, name: str, slot: int, rules: list[RuleCount]) -> MapLedger:
     rows = ("passed_packets", "passed_bytes", "dropped_packets", "dropped_bytes", "undetermined_packets")
-    return MapLedger(name, *(_scalar(judge, "filter", f"map_{row}", slot) for row in rows))
+    return MapLedger(name, tuple(rules), *(_scalar(judge, "filter", f"map_{row}", slot) for row in rows))
 
 
 def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slot: int) -> ToolLedger:

@@ -13,6 +13,7 @@ from broker.config.lanes import geometry, lanes
 from broker.core.errors import PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.model import Config
+from broker.core.rule_counts import file_bytes
 from broker.core.shm import Pipeline, bytes_needed, create_pipeline, open_pipeline, pipeline_directory, remove_pipeline, shared_memory_root
 from broker.supervisor.lock import AlreadyRunningError, hold
 from broker.supervisor.processes import attach, find
@@ -82,7 +83,8 @@ def create(name: str, config: Config) -> Pipeline:
     """The shared memory for `config`, its counters zero, no generation yet. TapmeshError in words when there is no room."""
     plan = lanes(config)
     geometries = [geometry(config, lane) for lane in plan]
-    check_room(shared_memory_root(), bytes_needed(geometries), len(plan), config)
+    rules = file_bytes(sum(len(m.rules) for m in config.maps), len(plan), config.stages.filter)
+    check_room(shared_memory_root(), bytes_needed(geometries) + 2 * rules, len(plan), config)  # twice while a reload goes on
     try:
         pipeline = create_pipeline(name, geometries)
     except PipelineError:

@@ -89,7 +89,7 @@ class Session:
         self.crew = Crew(pipeline, log)
         self.host = HostKeeper(pipeline.name, pipeline.directory, log, self.crew.told_exit, stdin=options.stdin)
         self.force = InForce(pipeline, options.compile_policy, log)
-        self.reader = Reader(pipeline)
+        self.reader = Reader(pipeline, self.force.rules)
         self.times = Times()
         self.phase = Phase.RUN
         self.problems: list[str] = []
@@ -254,7 +254,7 @@ class Session:
         self.host.quit()
         for process in self.crew.processes() if killed else []:
             process.wait(2.0)
-        snapshot = self.reader.take(self.force.names)
+        snapshot = self.reader.take(self.force.names, rules=True)
         outcome = Outcome(
             snapshot,
             balance(snapshot),

@@ -21,6 +21,7 @@ from broker.core.model import Config
 from broker.core.ring import read_counters
 from broker.core.shm import LaneMemory, Pipeline, stride
 from broker.supervisor.plan import WorkerId
+from broker.supervisor.rule_counts import RuleCount, RuleReader
 
 Counts = NDArray[np.int64]
 LIMIT_S = 0.5
@@ -87,21 +88,26 @@ class Snapshot:
     taken_ns: int  # CLOCK_MONOTONIC
     names: Names
     lanes: tuple[LaneSnapshot, ...]
+    rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
 
     def workers(self, kind: str) -> list[WorkerSnapshot]:
         return [w for lane in self.lanes for w in lane.workers if w.id.kind == kind]
 
 
 class Reader:
-    """Takes pictures of one pipeline. Needs nothing but the mapped memory; any number of readers may do so at any time."""
+    """Takes pictures of one pipeline. Needs nothing but the mapped memory, for rules also the files of the generations; any number of
+    readers may do so at any time."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, rules: RuleReader | None = None) -> None:
         self.pipeline = pipeline
+        self._rules = rules or RuleReader(pipeline)
         self._batches = [[memory.batch(slot) for slot in range(memory.geometry.n_blocks)] for memory in pipeline.lanes]
 
-    def take(self, names: Names) -> Snapshot:
+    def take(self, names: Names, *, rules: bool = False) -> Snapshot:
+        """With `rules`: PipelineError when a file of a generation is missing or damaged."""
         lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
-        return Snapshot(self.pipeline.name, int(self.pipeline.header[0]["generation"]), time.monotonic_ns(), names, lanes)
+        generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, self._rules.take() if rules else ())
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

@@ -43,6 +43,7 @@ EVENTS = {
     "reload_ignored": "there is nothing to reload, or the pipeline is stopping",
     "reload_refused": "the new configuration has not been taken; nothing has changed",
     "reloaded": "the new configuration is in force from the next block on",
+    "rule_counts_not_carried": "no room for what the rules of old generations have counted; their files stay for now",
     "supervisor_paused": "the supervisor was not run for a while; heartbeats get a new period",
     "topology_changed": "what runs has other rings than the file asks for; it is drained first",
     "worker_died": "a worker ended without being asked; it is started again after the back-off",
@@ -101,7 +102,7 @@ class Web:
 
     def _metrics(self) -> str:
         assert self._session is not None
-        snapshot = self._session.reader.take(self._session.force.names)
+        snapshot = self._session.reader.take(self._session.force.names, rules=True)
         return exposition(snapshot, balance(snapshot))
 
     def _ask(self, question: Callable[[Session], list[str]]) -> list[str]:
@@ -148,4 +149,4 @@ def _made_anew(config: Config, options: Options, signals: Signals, log: Any) -> 
 def _report(outcome: Outcome, log: Any) -> None:
     ledger = outcome.ledger
     write = log.info if ledger.balanced and not ledger.in_flight else log.error
-    write("ledger_closed", balanced=ledger.balanced, faults=ledger.faults(), in_flight=ledger.in_flight, ledger=ledger.as_json())
+    write("ledger_closed", balanced=ledger.balanced, faults=ledger.faults(), in_flight=ledger.in_flight, ledger=ledger.as_json(rules=False))

@@ -20,7 +20,6 @@ from broker.config.policy.arithmetic_code import (
     LEFT,
     LENGTH,
     LOAD,
-    MAX_NUMBERS,
     MODULO,
     MULTIPLY,
     NUMBER,
@@ -30,8 +29,8 @@ from broker.config.policy.arithmetic_code import (
     RIGHT,
     SIMPLE,
     SUBTRACT,
+    SWAPPED,
     TAGS_SHIFT,
-    WORDS_SHIFT,
     XOR,
 )
 from broker.config.policy.image import FALSE, TRUE
@@ -40,7 +39,7 @@ from broker.config.policy.tree import BEHIND6, GENEVE, L4, LINK, PAYLOAD, TRANSP
 from stages.filter.locate import locate, type_of
 from stages.filter.properties import truth_of_code
 from stages.jit import kernel
-from stages.memory import load8, load64, load_be16, load_be32, store64
+from stages.memory import load8, load64, load_be16, load_be32
 from stages.wire.headers import ETH_IP, ETH_IP6, ETHERNET_BYTES, ETHERTYPE, IP6_BYTES, IP_FRAGMENT, IP_OFFSET_BITS, TAG_BYTES
 from stages.wire.place import NO_LINK, link_at, pack_place, payload_at, type_at
 from stages.wire.transport import HIDDEN, HIDDEN_BIT, MORE_BIT, NOT_THERE, UNKNOWN, end_of_ip, offset_in, payload_of, transport_of
@@ -127,8 +126,8 @@ def load_number(what: int, index: int, frame: int, caplen: int, libpcap: int) ->
 
 
 @kernel
-def _compute(operation: int, a: int, b: int) -> int:
-    """UNKNOWN: a division by zero."""
+def calculate(operation: int, a: int, b: int) -> int:
+    """32 bits of both; UNKNOWN: a division by zero."""
     if operation == ADD:
         a += b
     elif operation == SUBTRACT:
@@ -153,48 +152,40 @@ def _compute(operation: int, a: int, b: int) -> int:
 
 
 @kernel
-def evaluate(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
-    """Leaves left and right side in the first two of `numbers`; 0, or UNKNOWN, NOT_THERE, HIDDEN."""
-    n_words, depth, i = load64(code_at) >> WORDS_SHIFT, 0, 0
-    while i < n_words:
-        i += 1
-        word = load64(code_at + 8 * i)
-        operation = word & 255
-        if operation == NUMBER or operation == LENGTH:  # noqa: SIM109 - two compares
-            value = word >> OPERAND_SHIFT if operation == NUMBER else wirelen & _ALL
-            depth = min(depth + 1, MAX_NUMBERS)
-        elif operation == LOAD:
-            i += 1
-            depth = max(depth, 1)
-            value = load_number(load64(code_at + 8 * i), load64(numbers + 8 * (depth - 1)), frame, caplen, libpcap)
-        else:
-            depth = max(depth - 1, 1)
-            value = _compute(operation, load64(numbers + 8 * (depth - 1)), load64(numbers + 8 * depth))
-        if value < 0:
-            return value
-        store64(numbers + 8 * (depth - 1), value)
-    return 0
-
-
-@kernel
-def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int, numbers: int) -> int:
-    """`numbers`: int64[MAX_NUMBERS + 1] to work with."""
-    relation = load64(code_at)
-    if relation & SIMPLE:
-        left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen, libpcap)
-        if left >= 0:
-            left &= load64(code_at + 24)
-        right = load64(code_at + 32)
-    else:
-        left = evaluate(code_at, frame, caplen, wirelen, libpcap, numbers)
-        if left == 0:
-            left = load64(numbers)
-        right = load64(numbers + 8)
+def _relate(relation: int, left: int, right: int, libpcap: int) -> int:
     if left < 0:
         return truth_of_code(left, libpcap)
-    relation &= 255
     if relation == _EQUAL:
         return TRUE if left == right else FALSE
     if relation == _ABOVE:
         return TRUE if left > right else FALSE
     return TRUE if left >= right else FALSE
+
+
+@kernel
+def compare(code_at: int, frame: int, caplen: int, wirelen: int, libpcap: int) -> int:
+    head = load64(code_at)
+    if head & SIMPLE:
+        left = load_number(load64(code_at + 8), load64(code_at + 16), frame, caplen, libpcap)
+        if left >= 0:
+            left &= load64(code_at + 24)
+        return _relate(head & 255, left, load64(code_at + 32), libpcap)
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0, 0, 0, 0, 0, 0, 0, 0  # STACK values, the top first
+    at, end = code_at + 8, code_at + 8 * (head >> OPERAND_SHIFT)
+    while at < end:
+        word = load64(at)
+        operation = word & 255
+        at += 8
+        if operation <= LENGTH:
+            s7, s6, s5, s4, s3, s2, s1 = s6, s5, s4, s3, s2, s1, s0
+            s0 = word >> OPERAND_SHIFT if operation == NUMBER else wirelen & _ALL
+            continue
+        if operation == LOAD:
+            s0 = load_number(load64(at), s0, frame, caplen, libpcap)
+            at += 8
+        else:
+            s0 = calculate(operation, s0, s1) if word & SWAPPED else calculate(operation, s1, s0)
+            s1, s2, s3, s4, s5, s6 = s2, s3, s4, s5, s6, s7
+        if s0 < 0:
+            return _relate(0, s0, 0, libpcap)
+    return _relate(head & 255, s0, s1, libpcap) if head & SWAPPED else _relate(head & 255, s1, s0, libpcap)

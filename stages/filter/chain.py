@@ -16,6 +16,16 @@ MAX_HEADERS = 256
 
 
 @kernel
+def _extends(protocol: int) -> bool:
+    """An IPv6 header with a length behind the next header; libpcap takes a fragment header for one of 8 bytes by its reserved byte."""
+    if protocol == HOPOPTS or protocol == DSTOPTS:  # noqa: SIM109 - two compares
+        return True
+    if protocol == ROUTING:
+        return True
+    return protocol == FRAGMENT
+
+
+@kernel
 def chain_has(wanted: int, kind: int, frame: int, caplen: int, l3: int) -> int:
     at = IP6_BYTES
     if kind == IP:
@@ -29,8 +39,7 @@ def chain_has(wanted: int, kind: int, frame: int, caplen: int, l3: int) -> int:
     for _ in range(MAX_HEADERS):
         if protocol == wanted:
             return TRUE
-        extends = protocol in (HOPOPTS, DSTOPTS, ROUTING, FRAGMENT)
-        if protocol == NO_NEXT or (protocol != AUTHENTICATION and (kind == IP or not extends)):
+        if protocol == NO_NEXT or (protocol != AUTHENTICATION and (kind == IP or not _extends(protocol))):
             return FALSE
         if caplen < l3 + at + 2:
             return UNDETERMINED

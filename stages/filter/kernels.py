@@ -2,7 +2,7 @@
 
 | kernel | does |
 |---|---|
-| judge_block | VERDICT rows and BLOCK.n_wanted of a block, and its counters; returns packets judged |
+| judge_block | VERDICT rows and BLOCK.n_wanted of a block, its counters and those of its rules; returns packets judged |
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from broker.core.metrics import index
 from stages.filter.classes import pack_keys
 from stages.filter.index import judge_packet
 from stages.filter.program import TEST_BYTES
+from stages.filter.rule_counts import begin_counts, count_rule
 from stages.filter.rules import answer_test
 from stages.filter.state import (
     CHUNK,
@@ -26,8 +27,8 @@ from stages.filter.state import (
     POLICY_KEY_BYTES,
     RESULT_BITS,
     RESULT_DROP,
+    RESULT_NONE,
     RESULT_PASS,
-    RESULT_UNDETERMINED,
     STATE,
 )
 from stages.jit import kernel
@@ -54,6 +55,7 @@ _TOUCHED_AT, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched
 _NODES_AT, _N_NODES, _MAX_NODES = (STATE.fields[name][1] for name in ("nodes_at", "n_nodes", "max_nodes"))
 _ASKED_AT, _N_ASKED = (STATE.fields[name][1] for name in ("asked_at", "n_asked"))
 _SEED, _USE_MEMO, _TABLE_AT = (STATE.fields[name][1] for name in ("seed", "use_memo", "table_at"))
+_COUNTING_AT = STATE.fields["counting_at"][1]
 
 _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict", "cause", "undetermined"))
 _WANTED, _PACKETS, _BYTES = (OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes"))
@@ -97,7 +99,7 @@ def _follow(link: int, state: int, image_at: int, row: int, packet: int) -> int:
         asked = load64(node)
         test = load32(image_at + load64(image_at + _PREDICATES_AT) + 4 * (asked >> 1))
         at = image_at + load64(image_at + _TESTS_AT) + test * TEST_BYTES
-        link = node + _LINKS + 8 * answer_test(at, image_at, row, packet, asked & 1, state)
+        link = node + _LINKS + 8 * answer_test(at, image_at, row, packet, asked & 1)
         value = load64(link)
     return link
 
@@ -152,10 +154,14 @@ def _outcome_of(state: int, image_at: int, row: int, key: int, packet: int, use_
 
 
 @kernel
-def _count_maps(outcome: int, image_at: int, counters: int, n: int, n_bytes: int) -> None:
+def _count_maps(outcome: int, image_at: int, counters: int, counting: int, n: int, n_bytes: int) -> None:
     maps = image_at + load64(image_at + _MAPS_AT)
     for m in range(load64(image_at + _N_MAPS)):
-        result = load32(outcome + _RESULTS + 4 * m) & ((1 << RESULT_BITS) - 1)
+        decision = load32(outcome + _RESULTS + 4 * m)
+        result = decision & ((1 << RESULT_BITS) - 1)
+        if result == RESULT_NONE:
+            continue
+        count_rule(counting, decision, n, n_bytes)
         slot = 8 * load64(maps + m * _MAP_BYTES + _SLOT)
         if result == RESULT_PASS:
             add64(counters + _MAP_PASSED + slot, n)
@@ -163,12 +169,12 @@ def _count_maps(outcome: int, image_at: int, counters: int, n: int, n_bytes: int
         elif result == RESULT_DROP:
             add64(counters + _MAP_DROPPED + slot, n)
             add64(counters + _MAP_DROPPED_BYTES + slot, n_bytes)
-        elif result == RESULT_UNDETERMINED:
+        else:
             add64(counters + _MAP_UNDETERMINED + slot, n)
 
 
 @kernel
-def _count(outcome: int, image_at: int, counters: int) -> None:
+def _count(outcome: int, image_at: int, counters: int, counting: int) -> None:
     """All that the packets of one outcome mean, then its counts start anew."""
     n, n_bytes = load64(outcome + _PACKETS), load64(outcome + _BYTES)
     verdict, cause = load64(outcome + _VERDICT), load64(outcome + _CAUSE)
@@ -188,14 +194,23 @@ def _count(outcome: int, image_at: int, counters: int) -> None:
     while verdict != 0:
         add64(counters + _TOOL_WANTED + 8 * trailing_zeros(verdict), n)
         verdict &= verdict - 1
-    _count_maps(outcome, image_at, counters, n, n_bytes)
+    _count_maps(outcome, image_at, counters, counting, n, n_bytes)
     store64(outcome + _PACKETS, 0)
     store64(outcome + _BYTES, 0)
 
 
 @kernel
 def judge_block(
-    block: int, max_packets: int, packets: int, verdicts: int, data: int, data_bytes: int, image_at: int, state: int, counters: int
+    block: int,
+    seq: int,
+    max_packets: int,
+    packets: int,
+    verdicts: int,
+    data: int,
+    data_bytes: int,
+    image_at: int,
+    state: int,
+    counters: int,
 ) -> int:
     n_packets = max(0, min(load64(block + _BLOCK_N_PACKETS), max_packets))
     rows, keys, outcomes = load64(state + _ROWS_AT), load64(state + _KEYS_AT), load64(state + _OUTCOMES_AT)
@@ -220,7 +235,9 @@ def judge_block(
             store64(verdict + _OUT_VERDICT, load64(outcome + _VERDICT))
             store32(verdict + _OUT_FLOW, load32(row + _KEY_FLOW))
             store32(verdict + _OUT_CAUSE, load64(outcome + _CAUSE))  # and the padding behind it
+    counting = load64(state + _COUNTING_AT)
+    begin_counts(counting, seq)
     for i in range(n_touched):
-        _count(outcomes + load64(touched + 8 * i) * size, image_at, counters)
+        _count(outcomes + load64(touched + 8 * i) * size, image_at, counters, counting)
     store64(block + _BLOCK_N_WANTED, n_wanted)
     return n_packets

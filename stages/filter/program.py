@@ -213,10 +213,10 @@ def _test_first_fragment(at: int, caplen: int, l3: int, kind: int, libpcap: int)
 
 
 @kernel
-def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int, numbers: int) -> int:
+def run_test(test: int, image_at: int, at: int, caplen: int, wirelen: int, row: int, libpcap: int) -> int:
     op, layer = load8(test + _OP), load32(test + _LAYER)
     if op == OP_COMPARE:
-        return compare(image_at + load64(test + _A), at, caplen, wirelen, libpcap, numbers)
+        return compare(image_at + load64(test + _A), at, caplen, wirelen, libpcap)
     if op >= OP_NEVER and layer == 0:
         return _test_link(op, test, at, caplen, wirelen)
     if layer == 0:

@@ -38,7 +38,6 @@ assert layout.PACKET.fields is not None
 assert image.TEST.fields is not None
 _PREDICATE = image.TEST.fields["predicate"][1]
 _STACK_AT, _ASKED_AT, _N_ASKED = (STATE.fields[name][1] for name in ("stack_at", "asked_at", "n_asked"))
-_NUMBERS_AT = STATE.fields["numbers_at"][1]
 _KEY_AT, _KEY_CAPLEN = KEY.fields["at"][1], KEY.fields["caplen"][1]
 _PACKET_WIRELEN = layout.PACKET.fields["wirelen"][1]
 _NUMBER_MASK = (1 << CODE_SHIFT) - 1
@@ -46,23 +45,23 @@ _NO_PREDICATE = 0xFFFFFFFF
 
 
 @kernel
-def answer_test(test: int, image_at: int, row: int, packet: int, libpcap: int, state: int) -> int:
+def answer_test(test: int, image_at: int, row: int, packet: int, libpcap: int) -> int:
     at, caplen, wirelen = load64(row + _KEY_AT), load32(row + _KEY_CAPLEN), load32(packet + _PACKET_WIRELEN)
-    return run_test(test, image_at, at, caplen, wirelen, row, libpcap, load64(state + _NUMBERS_AT))
+    return run_test(test, image_at, at, caplen, wirelen, row, libpcap)
 
 
 @kernel
 def ask(test: int, image_at: int, row: int, packet: int, libpcap: int, state: int) -> int:
     predicate = load32(test + _PREDICATE)
     if predicate == _NO_PREDICATE:
-        return answer_test(test, image_at, row, packet, libpcap, state)
+        return answer_test(test, image_at, row, packet, libpcap)
     asked, n = load64(state + _ASKED_AT), load64(state + _N_ASKED)
     wanted = predicate << 1 | libpcap
     for i in range(min(n, MAX_ASKED)):
         entry = load64(asked + 8 * i)
         if entry >> 2 == wanted:
             return entry & 3
-    answer = answer_test(test, image_at, row, packet, libpcap, state)
+    answer = answer_test(test, image_at, row, packet, libpcap)
     if n < MAX_ASKED:
         store64(asked + 8 * n, wanted << 2 | answer)
     store64(state + _N_ASKED, n + 1)  # beyond MAX_ASKED: too many to be remembered

@@ -5,7 +5,8 @@ writes  VERDICT rows {verdict, flow, cause}; BLOCK.n_wanted
 options maps (rules, to, inputs, undetermined), sets, collector, from the configuration by way of the policy image
 counts  judged, forwarded, collected, filtered, dropped_rule, dropped_undetermined, undetermined (packets);
         fragments by what is known of them, datagrams forgotten too early, IPv6 chains too long;
-        per map: passed and dropped (packets and bytes), undetermined; per tool: wanted_frames
+        per map: passed and dropped (packets and bytes), undetermined; per tool: wanted_frames;
+        per rule: packets and bytes that it decided, packets that it could not be told for (in `rules-N`, rule_counts.py)
 
 Every packet is judged = forwarded (collected is part of it) + filtered + dropped_rule + dropped_undetermined:
 
@@ -31,10 +32,11 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from broker.config.policy.image import check_image
+from broker.config.policy.image import IMAGE, check_image
 from broker.core.batch import Batch
 from broker.core.stage import Context, Generation
 from stages.filter.kernels import judge_block
+from stages.filter.rule_counts import RuleCounting
 from stages.filter.state import MEMO_BUCKETS, State
 
 
@@ -52,6 +54,8 @@ class Filter:
         self.state = State(
             context.geometry.max_packets, memo=self._memo, index=self._index, memo_buckets=self._memo_buckets, fragment_seed=seed
         )
+        self.rule_counts = RuleCounting(context)
+        self.state.header["counting_at"] = self.rule_counts.at
         self._counters_at = context.counters_at
         self._generation: Generation | None = None
 
@@ -62,12 +66,14 @@ class Filter:
             raise ValueError(f"policy of generation {generation.number}: {wrong}")
         self._generation = generation  # keeps the mapping alive
         self.state.load(generation.image)
+        self.rule_counts.load(generation.number, int(generation.image[: IMAGE.itemsize].view(IMAGE)["n_rules"][0]))
 
     def step(self, batch: Batch) -> int:
         assert self._generation is not None
         self.state.make_room()
         return judge_block(
             batch.block_at,
+            batch.seq,
             batch.max_packets,
             batch.packets_at,
             batch.verdicts_at,

@@ -17,7 +17,6 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.config.policy.arithmetic_code import MAX_NUMBERS
 from broker.config.policy.image import FIELDS, IMAGE, MAX_STACK
 from broker.core.layout import LINE, MAPS, PAGE
 from stages.wire.fragment_table import FragmentTable
@@ -52,11 +51,11 @@ STATE = np.dtype(
         ("use_index", "<i8"),
         ("n_runs", "<i8"),  # packets that rules were run for
         ("stack_at", "<i8"),  # u1[MAX_STACK]: of answers
-        ("numbers_at", "<i8"),  # i8[]: of numbers that are compared
         ("asked_at", "<i8"),  # i8[MAX_ASKED]: predicates of this packet, predicate << 3 | libpcap << 2 | answer
         ("n_asked", "<i8"),
         ("bits_at", "<i8"),  # i8[]: addresses of the rows of terms
         ("table_at", "<i8"),  # of fragmented datagrams: no policy changes it
+        ("counting_at", "<i8"),  # see rule_counts.py
         ("pad", "<i8"),
     ]
 )
@@ -101,7 +100,6 @@ class State:
             ("rows_at", CHUNK * KEY.itemsize),
             ("keys_at", CHUNK * POLICY_KEY_BYTES),
             ("stack_at", MAX_STACK),
-            ("numbers_at", (MAX_NUMBERS + 1) * 8),
             ("asked_at", MAX_ASKED * 8),
             ("bits_at", len(FIELDS) * 8),
             ("outcomes_at", self._outcome_memory),

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from broker.config import load_config
 from broker.core.layout import STAGES
 from tests.cli.tapmesh import nothing_left, numbered, replaying, tapmesh, write_config
 from tests.packets import pcap, read_pcap, tcp_frame, udp_frame
+from tests.stages.filter.judging import Frame
+from tests.stages.filter.twin import Twin
 from tests.waiting import until
 
 MIXED = [udp_frame("10.0.0.1", 1, "10.0.0.2", 53), tcp_frame("10.0.0.1", 2, "10.0.0.2", 80), udp_frame("10.0.0.3", 3, "10.0.0.2", 53)]
@@ -75,6 +78,43 @@ def test_a_stage_killed_in_mid_replay_comes_back_and_nothing_is_lost(tmp_path: P
     assert ledger["tools"]["recorder"]["repeated_frames_at_most"] <= 1024
     assert read_pcap((out / "recorder.pcap").read_bytes()) == read_pcap(source.read_bytes())
     assert nothing_left(name)
+
+
+def test_rules_count_every_packet_once_whatever_becomes_of_the_filter_workers(tmp_path: Path):
+    """Both are killed, again and again: their counts, and all else in the ledger, are those of a run without a kill, and of the twin."""
+    frames = [tcp_frame("10.0.0.1", 4000 + i % 30, "10.0.0.2", (22, 80, 443, 8080)[i % 4], bytes(i % 99)) for i in range(15_000)]
+    frames[::7] = [frame[:36] for frame in frames[::7]]  # no port to be seen
+    (tmp_path / "in.pcap").write_bytes(pcap(frames))
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"""node: test
+inputs: {{span: {{kind: pcap, file: {tmp_path}/in.pcap}}}}
+tools: {{a: {{kind: pcap, file: unused.pcap}}}}
+maps:
+  - {{name: one, rules: [drop: "tcp port 22", pass: "tcp port 80 or 443", pass: "src port 4001", drop: "udp"], to: [a]}}
+  - {{name: two, rules: [pass: "len < 80", pass: "tcp dst port 8080", pass: "tcp dst port 8080"], to: [a], undetermined: drop}}
+stages: {{capture: 1, filter: 2, encapsulate: 1, send: 1}}
+"""
+    )
+    with replaying([tmp_path / "in.pcap", "--config", config, "--out", tmp_path / "killed", "--pace", 6000], tmp_path) as broker:
+        for n in range(5):
+            until(lambda n=n: broker.pipeline() and broker.cursor("filter", n % 2) >= 3 * n + 1, "the replay to be under way")
+            broker.wait_again("filter", broker.kill("filter", n % 2), n % 2)
+        assert broker.process.wait(60) == 0, broker.stderr
+    assert tapmesh("replay", tmp_path / "in.pcap", "--config", config, "--out", tmp_path / "calm").returncode == 0
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["restarts"] == 5
+    ledger = (tmp_path / "killed" / "ledger.json").read_text()
+    assert ledger == (tmp_path / "calm" / "ledger.json").read_text()
+    twin = Twin(load_config(config))
+    for frame in frames:
+        twin.judge(Frame(frame, len(frame)))
+    for name, found in json.loads(ledger)["maps"].items():
+        counted = [(rule["packets"], rule["bytes"], rule["undetermined_packets"]) for rule in found["rules"]]
+        assert counted == twin.rule_counts(name)
+        passed = [rule["packets"] for rule in found["rules"] if rule["action"] == "pass"]
+        assert (sum(passed), sum(c[2] for c in counted)) == (found["passed_packets"], found["undetermined_packets"])
+    assert min(c for counts in twin.rule_counts("one")[:3] for c in counts[:2]) > 0
+    assert sum(c[2] for c in twin.rule_counts("one")) > 1000
 
 
 def test_a_selection_is_what_tcpdump_would_write(tmp_path: Path):

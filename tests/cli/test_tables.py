@@ -38,6 +38,13 @@ def test_a_table_is_aligned_and_ends_without_blanks():
     ]
 
 
+def test_the_last_column_is_cut_to_the_width_of_the_terminal():
+    columns, rows = [Column("n"), Column("expression", right=False)], [["1", "host 192.0.2.1 and tcp"], ["22", "udp port 7"]]
+    assert render(columns, rows, width=20).splitlines()[2:] == ["   1  host 192.0....", "  22  udp port 7"]
+    assert render(columns, rows, width=5).splitlines()[2:] == ["   1  host 19...", "  22  udp port 7"]
+    assert render(columns, rows, width=28) == render(columns, rows)
+
+
 @pytest.mark.parametrize(
     ("n", "text"),
     [
@@ -106,7 +113,8 @@ def test_a_selection_means_what_libpcap_means():
         (["replay", "a", "--config", "c", "--out", "d", "--pace", "2x"], {"config": Path("c"), "out": Path("d"), "pace": "2x"}),
         (["run", "--demo"], {"demo": True, "name": None, "external_stages": False}),
         (["run", "--config", "c", "--name", "n", "--external-stages"], {"name": "n", "external_stages": True}),
-        (["status", "--json"], {"json": True}),
+        (["status", "--json"], {"json": True, "rules": False}),
+        (["status", "--rules"], {"json": False, "rules": True}),
         (["top", "--once"], {"once": True}),
     ],
 )

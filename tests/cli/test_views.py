@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def test_status_top_and_metrics_say_what_is_and_that_the_ledger_was_broken(tmp_p
         assert found["healthy"]
         assert found["ledger"]["tools"]["recorder"]["delivered_frames"] == N
         assert [w["pid"] for w in found["workers"]] == list(broker.pids().values())
+        (rule,) = found["ledger"]["maps"]["one"]["rules"]
+        assert rule == {"action": "pass", "expression": "udp", "packets": N, "bytes": rule["bytes"], "undetermined_packets": 0}
+        assert gauge("tapmesh_rule_packets_total") == N
+        assert gauge("tapmesh_rule_bytes_total") == rule["bytes"] == sum(map(len, numbered(N)))
+        rules = tapmesh("status", "--name", broker.name, "--rules")
+        assert rules.returncode == 0
+        assert rules.stdout.splitlines()[-1].split() == ["one", "1", f"{N}", "73.0", "kB", "100", "%", "0", "pass", "udp"]
 
         top = tapmesh("top", "--name", broker.name, "--once", "--interval", 0.2)
         assert top.returncode == 0
@@ -112,6 +120,50 @@ def assert_top_in_a_terminal(name: str) -> None:
     assert termios.tcgetattr(terminal) == before
     os.close(main)
     os.close(terminal)
+
+
+def test_a_rule_goes_on_counting_over_reloads_and_supervisors(tmp_path: Path, feed: Feed):
+    config, all_of_it = tmp_path / "c.yaml", pcap(numbered(3 * N, port=2000))
+    each = (len(all_of_it) - 24) // 3
+
+    def write(*rules: str) -> None:
+        config.write_text(
+            f"""node: test
+inputs: {{span: {{kind: pcap, file: {feed.path}}}}}
+tools: {{recorder: {{kind: pcap, file: {tmp_path}/out.pcap}}}}
+maps: [{{name: one, rules: [{", ".join(f'pass: "{rule}"' for rule in rules)}], to: [recorder]}}]
+stages: {{filter: 2}}
+"""
+        )
+
+    def counted(name: str) -> dict[str, int]:
+        found = json.loads(tapmesh("status", "--name", name, "--json").stdout)["ledger"]["maps"]["one"]
+        assert found["passed_packets"] == sum(rule["packets"] for rule in found["rules"])
+        return {rule["expression"]: rule["packets"] for rule in found["rules"]}
+
+    write("tcp", "udp")
+    feed.write(all_of_it[: 24 + each])
+    with running(config, tmp_path) as broker:
+        broker.wait_up()
+        until(lambda: delivered(broker) == N, "the first part to be delivered")
+        write("udp port 1", "udp")
+        broker.process.send_signal(signal.SIGHUP)
+        until(lambda: broker.events("reloaded"), "the reload")
+        assert counted(broker.name) == {"udp port 1": 0, "udp": N}
+        feed.write(all_of_it[24 + each : 24 + 2 * each])
+        until(lambda: delivered(broker) == 2 * N, "the second part to be delivered")
+        assert counted(broker.name) == {"udp port 1": 0, "udp": 2 * N}
+        broker.process.kill()
+        broker.process.wait()
+        write("udp", "tcp")
+        with running(config, tmp_path, broker.name) as second:
+            until(lambda: second.events("reloaded"), "the file to be applied by the next supervisor")
+            feed.write(all_of_it[24 + 2 * each :])
+            until(lambda: delivered(second) == 3 * N, "the last part to be delivered")
+            until(lambda: not (second.pipeline().directory / "generation-1").exists(), "the first generation to be forgotten")
+            assert (second.pipeline().directory / "rules-carried").exists()
+            assert counted(second.name) == {"udp": 3 * N, "tcp": 0}
+            assert second.stop() == 0, second.stderr
 
 
 def test_a_replay_whose_ledger_was_broken_ends_with_status_1(tmp_path: Path, feed: Feed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +16,7 @@ from broker.core.shm import Pipeline
 from broker.supervisor.exposition import exposition, metric_name
 from broker.supervisor.http import HttpServer, parse_address
 from broker.supervisor.ledger import balance
+from broker.supervisor.rule_counts import RuleCount
 from broker.supervisor.snapshot import Names, Reader
 from tests.supervisor.rings import NAMES, capture_block, count, count_live, judge_block
 
@@ -61,6 +63,27 @@ def test_a_broken_ledger_shows_and_by_how_much(pipeline: Pipeline):
     found = samples(pipeline)
     assert found["tapmesh_ledger_balanced", frozenset()] == 0
     assert found["tapmesh_ledger_tool_off_by", labelled(tool="ids")] == -5
+
+
+def with_rules(pipeline: Pipeline, *rules: RuleCount) -> str:
+    snapshot = replace(Reader(pipeline).take(NAMES), rules=rules)
+    return exposition(snapshot, balance(snapshot))
+
+
+def test_rules_are_numbered_in_their_map_and_expressions_are_no_labels(pipeline: Pipeline):
+    page = with_rules(pipeline, RuleCount("web", "drop", "tcp port 22", 3, 300, 1), RuleCount("web", "pass", "tcp", 4, 400, 0))
+    found = {(s.name, frozenset(s.labels.items())): s.value for f in text_string_to_metric_families(page) for s in f.samples}
+    first, second = labelled(map="web", rule="1", action="drop"), labelled(map="web", rule="2", action="pass")
+    for what, counts in (("packets", (3, 4)), ("bytes", (300, 400)), ("undetermined_packets", (1, 0))):
+        assert (found[f"tapmesh_rule_{what}_total", first], found[f"tapmesh_rule_{what}_total", second]) == counts
+
+
+def test_more_rules_than_anybody_wants_to_scrape_are_left_out_and_the_page_says_so(pipeline: Pipeline):
+    rules = [RuleCount("web", "pass", "tcp", 1, 1, 0)] * 1001
+    assert with_rules(pipeline, *rules[1:]).count("\ntapmesh_rule_packets_total{") == 1000
+    page = with_rules(pipeline, *rules)
+    assert "\n# 1001 rules are too many to be listed here (at most 1000): tapmesh status --rules\n" in page
+    assert not [f for f in text_string_to_metric_families(page) if f.name.startswith("tapmesh_rule_")]
 
 
 def test_names_are_escaped(pipeline: Pipeline):

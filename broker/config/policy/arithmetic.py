@@ -162,19 +162,26 @@ class Calculator(Cursor):
             values.append(Operand(_binary("-", Number(0), right.node), right.checks, right.first, right.there))
             return
         left = values.pop()
-        divides, shifts = operator in ("/", "%"), operator in ("<<", ">>")
-        constant = right.node.value if isinstance(right.node, Number) else None
-        if divides and (right.first == 0 or constant == 0):
-            raise PolicyError(f"division by zero: 0 is the first number behind '{operator}'", self.peek().at)
-        known = isinstance(left.node, Number) and constant is not None
-        if shifts and ((right.first or 0) > 31 or (not known and (constant or 0) > 31)):
-            raise PolicyError(f"shift by more than 31 bits: the first number behind '{operator}' is above that", self.peek().at)
+        _check_constant(operator, left, right, self.peek().at)
         self.registers -= 1
         values.append(Operand(_binary(operator, left.node, right.node), left.checks, left.first, (*left.there, *right.there)))
 
 
 def _continues(text: str, kind: str) -> bool:
     return kind == "mark" and (text in RELATIONS or text in OPERATORS)
+
+
+def _check_constant(operator: str, left: Operand, right: Operand, at: int) -> None:
+    """No packet is needed to see that this has no value."""
+    divides, shifts = operator in ("/", "%"), operator in ("<<", ">>")
+    what = "division by zero" if divides else "shift by more than 31 bits"
+    first = 1 if right.first is None else right.first
+    if (divides and first == 0) or (shifts and first > 31):
+        raise PolicyError(f"{what}: {first} is the first number behind '{operator}'", at)
+    if isinstance(right.node, Number):
+        value = right.node.value
+        if (divides and value == 0) or (shifts and value > 31 and not isinstance(left.node, Number)):
+            raise PolicyError(f"{what}: {REFUSED['constant']}", at)
 
 
 def _binary(operator: str, left: Arithmetic, right: Arithmetic) -> Arithmetic:

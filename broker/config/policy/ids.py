@@ -11,7 +11,7 @@ from broker.config.policy.fields import is_range
 from broker.config.policy.lexer import Token
 from broker.config.policy.names import ANY_PORT_PROTOCOL, ETHERTYPES, OSI_PROTOCOLS, PROTOCOLS, SCTP, SERVICES, TCP, UDP
 from broker.config.policy.refused import REFUSED
-from broker.config.policy.sets import Elements, merge, port, port_range
+from broker.config.policy.sets import Elements, merge, port
 from broker.config.policy.tree import ARP, DESTINATION, IP, IP6, RARP, SOURCE, And, Node, Or
 
 _KINDS4 = {"": IP | ARP | RARP, "ip": IP, "arp": ARP, "rarp": RARP}
@@ -86,6 +86,7 @@ class Ids:
         if token.kind == "number":
             net, mask = _number_net(token, second, q)
         else:
+            _check_address4(token)
             net, mask = token.value << (32 - token.bits), (0xFFFFFFFF << (32 - token.bits)) & 0xFFFFFFFF
         if second is not None:
             mask = _mask(second)
@@ -178,7 +179,7 @@ class Ids:
 
     def decnet(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if second is not None:
-            raise PolicyError(f"{REFUSED['decnet']}: write 'decnet host area.node'", second.at)
+            raise PolicyError(REFUSED["decnet"], second.at)
         if token.kind == "number":
             _fits(token, 0xFFFF)
             address = token.value
@@ -216,15 +217,16 @@ class Ids:
         return sided(q.direction, test)
 
     def one_port(self, token: Token, q: Qualifiers) -> tuple[int, int, int]:
+        """First, last, and the protocols that the name is known for. Ends of a range are decimal, also with a 0 in front."""
+        ends = token.text.split("-", 1) if q.type == "portrange" and token.kind == "name" else [token.text]
         try:
-            if q.type == "portrange":
-                return port_range(token.text)
-            if "-" in token.text and token.text not in SERVICES and token.text[0].isdigit():
+            if len(ends) == 1 and "-" in token.text and token.text not in SERVICES and token.text[0].isdigit():
                 raise ValueError(f"'{token.text}' is a range: write 'portrange {token.text}'")
-            number, known = port(token.text)
+            found = [port(end.lstrip("0") or "0" if end.isdecimal() and token.kind == "name" else end) for end in ends]
         except ValueError as error:
             raise PolicyError(str(error), token.at) from None
-        return number, number, known
+        (one, known), (two, known_two) = found[0], found[-1]
+        return min(one, two), max(one, two), known if known == known_two else ANY_PORT_PROTOCOL
 
     def proto(self, token: Token, second: Token | None, q: Qualifiers, layer: tree.Layer) -> Node:
         if token.kind not in ("number", "name") or second is not None:
@@ -285,8 +287,14 @@ def _number_net(token: Token, second: Token | None, q: Qualifiers) -> tuple[int,
     return value, mask
 
 
+def _check_address4(token: Token) -> None:
+    if token.value < 0:
+        raise PolicyError(f"'{token.text}' is not an IPv4 address: a part is above 255", token.at)
+
+
 def _mask(second: Token) -> int:
     if second.kind == "address4":
+        _check_address4(second)
         return second.value << (32 - second.bits)
     if second.value > 32:
         raise PolicyError(f"the length of an IPv4 net is at most 32, not {second.value}", second.at)

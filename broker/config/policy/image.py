@@ -101,10 +101,19 @@ MAP = np.dtype(
 MODE_DELIVER, MODE_DROP, MODE_LIBPCAP = range(3)
 
 FIELD = np.dtype(
-    [("at", "<i8"), ("n", "<i8"), ("word_at", "<i8"), ("shift", "<i8"), ("rows_at", "<i8"), ("mask", "<i8"), ("pad", "<i8", (2,))]
+    [
+        ("at", "<i8"),
+        ("n", "<i8"),
+        ("word_at", "<i8"),
+        ("shift", "<i8"),
+        ("rows_at", "<i8"),
+        ("mask", "<i8"),
+        ("of_ip", "<i8"),  # ethertype: the values of IPv4 and IPv6
+        ("of_ip6", "<i8"),
+    ]
 )
-"""`shift` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in the key, when
-shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
+"""`shift` and `word_at` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in
+the key, when shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
 
 # Values of a field in the key that are no class; classes follow. A packet whose value is UNKNOWN is never remembered.
 NONE, CUT, HIDDEN, UNKNOWN, FIRST_CLASS = range(5)
@@ -159,7 +168,8 @@ IMAGE = np.dtype(
         ("n_words", "<i8"),  # of 64 terms each
         ("n_predicates", "<i8"),
         ("predicates_at", "<i8"),  # u4[n_predicates]: the row of TEST that each is
-        ("pad", "<i8", (5,)),
+        ("n_key_words", "<i8"),  # words of the key that any field has bits of
+        ("pad", "<i8", (4,)),
     ]
 )
 
@@ -170,7 +180,7 @@ class Builder:
     def __init__(self, n_maps: int) -> None:
         self.maps = np.zeros(n_maps, MAP)
         self.fields = np.zeros(N_FIELDS, FIELD)
-        self.fields["shift"] = -1
+        self.fields["shift"] = self.fields["word_at"] = -1
         self.header = np.zeros(1, IMAGE)
         self._maps_at = IMAGE.itemsize + self.fields.nbytes
         self._size = _up(self._maps_at + self.maps.nbytes)

@@ -50,7 +50,7 @@ _QUAD = re.compile(r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]+|[0-9]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address."""
+    """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address (-1: no IPv4 one)."""
 
     kind: Kind
     text: str
@@ -105,29 +105,28 @@ def _run(run: str, at: int) -> Token:
         return Token("number", run, at, CONSTANTS[run])
     if _ADDRESS4.fullmatch(run):
         try:
-            value, bits = address4(run)
-        except ValueError as error:
-            return Token("bad", str(error), at)
-        return Token("address4", run, at, value, bits)
+            return Token("address4", run, at, *address4(run))
+        except ValueError:
+            return Token("address4", run, at, -1)  # of DECnet, perhaps
     return Token("name", run, at)
 
 
 def _with_colons(text: str, start: int, run_end: int) -> tuple[Token, int] | None:
     """The address that begins here and its end, if there is one longer than the run of letters and digits."""
     mac_match, colons = _MAC.match(text, start), _COLONS.match(text, start)
-    mac_end, address6_end = mac_match.end() if mac_match else 0, _address6_end(text, start)
-    end = max(mac_end, address6_end, colons.end() if colons else 0)
-    if end <= run_end and text[start] != ":":
+    mac_end, address6_end = mac_match.end() if mac_match else start, _address6_end(text, start)
+    end = max(mac_end, address6_end, colons.end() if colons else start)
+    if end <= run_end:  # a mark alone, too
         return None
     found = text[start:end]
     if end == mac_end:
         return Token("mac", found, start, mac(found)), end
-    if end == address6_end and end > start:
+    if end == address6_end:
         try:
             return Token("address6", found, start, int(IPv6Address(found))), end
         except ValueError:
             return Token("bad", f"'{found}' is not an IPv6 address", start), end
-    return (Token("bad", f"'{found}' is neither an IPv6 nor an Ethernet address", start), end) if found else None
+    return Token("bad", f"'{found}' is neither an IPv6 nor an Ethernet address", start), end
 
 
 def _address6_end(text: str, at: int) -> int:
@@ -180,9 +179,11 @@ def address4(text: str) -> tuple[int, int]:
     value = 0
     parts = text.split(".")
     for part in parts:
-        if len(part) > 9 or int(part) > 255:
+        if not (part.isascii() and part.isdecimal()):
+            raise ValueError(f"'{text}' is not an IPv4 address")
+        if len(part.lstrip("0")) > 3 or int(part[-3:]) > 255:
             raise ValueError(f"'{text}' is not an IPv4 address: {part} is above 255")
-        value = value << 8 | int(part)
+        value = value << 8 | int(part[-3:])
     return value, 8 * len(parts)
 
 

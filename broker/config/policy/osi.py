@@ -73,8 +73,8 @@ def decnet(layer: Layer, side: int, address: int, at: int) -> Node:
 def decnet_address(text: str, at: int) -> int:
     parts = text.split(".")
     if len(parts) != 2:
-        raise PolicyError(f"'{text}' is not a DECnet address: expected 'area.node'", at)
-    area, node = (int(part) for part in parts)
+        raise PolicyError(f"'{text}' is not a DECnet address: {REFUSED['decnet']}", at)
+    area, node = (int(part.lstrip("0")[:6] or "0") for part in parts)
     if area > 63 or node > 1023:
         raise PolicyError(f"DECnet address {text}: {REFUSED['too large']}", at)
     return area << 10 | node

@@ -23,7 +23,7 @@ from broker.config.policy.tree import IP, IP6, And, Node, Not, both, either
 from broker.config.policy.values import Numbers
 
 MAX_TAGS = link.MAX_TAGS
-MAX_CHARACTERS = 32 << 10
+MAX_CHARACTERS = 16 << 10
 
 _TYPES = frozenset(("host", "net", "port", "portrange"))
 _IDS = frozenset(("number", "address4", "address6", "mac", "name", "set"))

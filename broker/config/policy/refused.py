@@ -13,8 +13,9 @@ REFUSED = {
     "gateway": "it asks which of a router's names has which addresses, and names are not looked up",
     "netmask": "needs a netmask, and mirrored traffic has none",
     "byte": "libpcap 1.10 computes this without reading the byte",
+    "constant": "the packet does not matter to that, and it has no value",  # libpcap's optimizer says so too, where it gets to see it
     "too large": "the field cannot hold it, so it is never there",
-    "decnet": "DECnet has no nets",
+    "decnet": "DECnet addresses are 'area.node', and have no nets",
     "802.11": "traffic is Ethernet",
     "pf": "it is about OpenBSD's packet filter",
     "ATM": "it is about ATM",

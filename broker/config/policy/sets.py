@@ -74,6 +74,8 @@ def read_element(text: str) -> tuple[str, Range, bool]:
         return "mac", (token.value, token.value), False
     if token.kind == "bad":
         raise ValueError(token.text)
+    if token.kind == "address4" and token.value < 0:
+        lexer.address4(text)  # says what is wrong
     first, last, _ = port_range(text)
     return "port", (first, last), False
 

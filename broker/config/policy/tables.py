@@ -49,6 +49,7 @@ def add_tables(builder: Builder, program: Program, of_rules: list[list[Term]], u
         if builder.size_bytes > limit:
             return builder.size_bytes
     _add_input(builder, index)
+    builder.header[0]["n_key_words"] = sum(bits > 0 for bits in index.used)
     return builder.size_bytes
 
 
@@ -175,6 +176,8 @@ def _add_field(builder: Builder, index: _Index, name: str, asked: dict[str, list
             out["at"], out["n"] = builder.add(table), len(table)
         elif name != "group":
             out["at"], out["n"] = builder.add(classes.search_table(found)), len(found.starts)
+            if name == "ethertype":
+                out["of_ip"], out["of_ip6"] = (int(classes.direct_table(found, 65536)[kind]) for kind in (0x0800, 0x86DD))
         elif found.n == 1:
             rows += found.rows  # both values of the bit, wherever they are the same
     _finish(builder, index, out, rows)

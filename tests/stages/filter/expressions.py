@@ -27,11 +27,50 @@ not (host 10.0.0.1 or port 80) | vlan and not vlan | not not udp | ip proto \\\\
 ip6 net 2001:db8::/33 | ip6 src net fe80::/127 | dst net 10.0.0.0/31 | mopdl or moprc | port (80 or 443) and not src net (10 or 192.168)
 """
 
+_RARE = """
+ip[0] & 0xf != 5 ; tcp[tcpflags] & (tcp-syn|tcp-ack) != 0 ; icmp[icmptype] = icmp-echo ; ether[0] & 1 = 0 and ip[16] >= 224
+ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) = 0 ; udp[0] + tcp[1] = 53 ; ip[0] % 7 + 62 = 0 ; ip[8] ^ 3 | 2 = 67
+len - 14 = ip[2:2] ; ip6[6] = 44 ; icmp6[0] = 135 ; arp[6:2] = 1 ; ether[12:2] > 0x800 ; vlan and ip[8] > 3 ; rarp[7] = 1
+ip[-2:2] = 0x800 ; tcp[-2:2] != 1 ; ip[ip[0] & 3] = 0 ; ether[len - 1] = 0 ; ip[len - 20] = 1 ; tcp[len - 0x22] = 0 ; 5 > 4 ; 4 > 5
+10 - 5 = 5 and ip ; ip[0] / (ip[1] + 1) = 69 ; ip[0] << ip[1] = 69 ; ether[0] = ether[6] ; not ether[0:4] = 0 ; 1 | 2 = 3
+(ip[0] & 0xf) * 4 = 20 ; igmp[0] = 0x16 ; pim[0] > 3 ; sctp[0:2] = 80 ; vrrp[0] = 33 ; ip[0] & - 2 * 3 = 0x40 ; igrp[0] > 5
+icmp[0] + icmp[1] = 8 ; tcp[2:2] = tcp[0:2] ; udp[4:2] = len - 34 ; ip[6:2] & 0x1fff = 0 ; ether[ip[0]] > 5 ; 5 < ip[0] ; 64 >= ip[8]
+len = len ; ip[2:2] > len ; udp[1] - 55 > 0xfffffff0 ; ether[0:4] * ether[6:4] > 5 ; ether[2:4] + ether[8:4] = 0xa ; ip[0] % ip[1] = 5
+ip[12:4] ^ ip[16:4] = 3 ; ip[12:4] | 0xff = 0x0a0000ff ; (tcp[0:2] > 20 or udp[0:2] > 20) and ip ; - 1 = 0xffffffff ; - ip[0] > 5
+(((ip[0]))) = 69 ; port 80 or ip[8] = 64 ; port 80 or (5 > 6) ; port 80 or 443 or (len) > 100 ; ip[0] >> 4 = 4 ; not tcp[0] = tcp[1]
+ether[10:2] - ether[4:2] = 0xffff ; 1 << (16 + 16) = 0 and ip ; 0x7fffffff + 1 > 0x7fffffff and ip6 ; decnet[2] & 7 = 2 ; atalk[5] > 3
+byte 5 > 3 ; byte 12 = 8 ; byte 1 < 3 ; less 60 or byte 0 = 2 ; lat[0] = 1 or sca[0] = 1 or mopdl[0] = 1 or moprc[0] = 1
+mpls ; mpls 5 ; mpls and ip ; mpls 3 and mpls and ip6 ; mpls and tcp port 80 ; mpls and host 10.0.0.1 ; mpls and net fe80::/10
+mpls and mpls ; mpls and llc ; mpls and ether host 02:00:00:00:00:0a ; mpls and ip[9] = 6 ; mpls and icmp6[0] > 3 ; mpls and udp[1] = 53
+mpls and not ip and not ip6 ; vlan and mpls and ip ; vlan and vlan and mpls ; not mpls ; mpls and geneve ; mpls and geneve and ip
+mpls and geneve and mpls ; mpls and protochain 6 ; mpls and tcp portrange 1-1023 ; mpls and ip multicast
+pppoed ; pppoes ; pppoes 5 ; pppoes and ip ; pppoes and tcp port 80 ; pppoes and ip6 ; pppoes and iso ; pppoes and decnet ; pppoes and arp
+pppoes and ether proto 0x21 ; pppoes and ether proto 0xc021 ; pppoes and mpls ; pppoes and mpls and ip ; pppoes and ether[0:2] = 0x21
+pppoes and byte 1 = 33 ; pppoes and pppoes ; pppoes and host 10.0.0.1 ; pppoes and net fe80::/10 ; pppoes and isis ; pppoes or ip
+pppoes and tcp[13] & 16 != 0 ; vlan and pppoes and ip ; pppoes or mpls or ip ; pppoes and ip6 protochain 6 ; pppoes and stp
+geneve ; geneve 10 ; geneve and ip ; geneve and tcp ; geneve and ether host 02:00:00:00:00:0a ; geneve and vlan ; geneve and vlan and ip
+geneve and mpls and ip ; geneve and not ip ; geneve and broadcast ; geneve and multicast ; geneve and llc ; geneve and arp
+geneve and ether[12:2] = 0x800 ; geneve and ip[9] = 6 ; geneve and tcp[13] & 16 != 0 ; geneve and stp ; geneve and geneve and ip
+vlan and geneve and ip ; pppoes and geneve and ip ; geneve and pppoes and ip ; geneve and ip[-2:2] > 0 ; geneve and len > 100
+geneve 5 and udp port 53 ; geneve and net 10 ; geneve and ip6 ; not geneve
+llc ; llc i ; llc s ; llc u ; llc rnr ; llc ui ; llc rr ; llc ua ; llc test ; llc frmr ; llc dm ; llc xid ; llc SABME ; llc disc ; llc rej
+not llc ; vlan and llc ; clnp ; esis ; isis ; l1 ; l2 ; iih ; lsp ; snp ; csnp ; psnp ; iso proto 5 ; isis proto 17 or 18 ; vlan and isis
+atalk ; aarp ; ipx ; vlan and ipx ; vlan and atalk ; ether proto \\ipx or \\aarp ; iso proto \\esis ; not ipx and not atalk
+decnet src 1.2 ; decnet host 5 ; decnet dst host 1.2 ; decnet src and dst 1.2
+protochain 6 ; ip6 protochain 58 ; ip protochain \\tcp ; ip6 protochain 17 ; protochain 51 ; protochain 4 or 50 ; vlan and protochain 6
+"""
+
 EXPRESSIONS: tuple[str, ...] = tuple(
     text.strip().replace("\\\\", "\\") for line in _TEXT.strip().splitlines() for text in line.split(" | ")
 )
 
+RARE: tuple[str, ...] = tuple(text.strip().replace("\\\\", "\\") for line in _RARE.strip().splitlines() for text in line.split(" ; "))
+"""Bytes and arithmetic, and what few networks carry. No test behind ``geneve or``: libpcap reads memory there that it never wrote."""
 
-def batches(texts: tuple[str, ...] = EXPRESSIONS) -> list[tuple[str, ...]]:
-    """As many at once as there are verdict bits."""
-    return [texts[at : at + MAX_MAPS] for at in range(0, len(texts), MAX_MAPS)]
+RARE_AT_ONCE = 24  # so that some of them have a memo
+
+
+def batches(texts: tuple[str, ...] = EXPRESSIONS, rare: tuple[str, ...] = RARE) -> list[tuple[str, ...]]:
+    """As many at once as there are verdict bits, fewer rare ones."""
+    found = [texts[at : at + MAX_MAPS] for at in range(0, len(texts), MAX_MAPS)]
+    return found + [rare[at : at + RARE_AT_ONCE] for at in range(0, len(rare), RARE_AT_ONCE)]

@@ -76,18 +76,28 @@ class Judge:
         self.batch.block["n_packets"] = n
         return n
 
+    def step(self) -> int:
+        """Judge what was filled in, as the next block."""
+        n = self.stage.step(self.batch)
+        self.batch.seq += 1
+        return n
+
     def judge(self, frames: Sequence[Frame]) -> list[tuple[int, int, int]]:
         """(verdict as an unsigned number, cause, flow) of each."""
         found: list[tuple[int, int, int]] = []
         while len(found) < len(frames):
             n = self.fill(frames[len(found) :])
-            assert self.stage.step(self.batch) == n
+            assert self.step() == n
             rows = self.batch.verdicts[:n]
             found += [(int(v["verdict"]) & (1 << 64) - 1, int(v["cause"]), int(v["flow"])) for v in rows]
         return found
 
     def verdicts(self, frames: Sequence[Frame]) -> list[int]:
         return [verdict for verdict, _, _ in self.judge(frames)]
+
+    def rules(self) -> list[tuple[int, int, int]]:
+        """(packets, bytes, undetermined packets) of each rule of the policy."""
+        return [tuple(row) for row in self.stage.rule_counts.halves.read(lambda: self.batch.seq).tolist()]
 
     def count(self, name: str, slot: int = 0) -> int:
         return int(self.counters[index("filter", name) + slot])

@@ -37,6 +37,7 @@ def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
             (state.at, len(state.memory)),
             (state.fragments.at, len(state.fragments.memory)),
             (int(judge.counters.ctypes.data), judge.counters.nbytes),
+            *judge.stage.rule_counts.regions,
         ):
             memory.allow(at, size)
         n_always = len(memory._regions)

@@ -53,7 +53,7 @@ def judge_headers(judge: Judge, of: Headers) -> tuple[Ints, Ints]:
         batch.packets["data_at"][:n] = np.arange(n) * FRAME_BYTES
         batch.packets["caplen"][:n] = batch.packets["wirelen"][:n] = FRAME_BYTES
         batch.block["n_packets"] = n
-        assert judge.stage.step(batch) == n
+        assert judge.step() == n
         verdicts[at : at + n], causes[at : at + n] = batch.verdicts["verdict"][:n], batch.verdicts["cause"][:n]
     return verdicts, causes
 

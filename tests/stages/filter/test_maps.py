@@ -11,7 +11,7 @@ from broker.core.metrics import COUNTERS, WIDTH
 from broker.core.model import Config, Input, Map, Rule, Tool
 from tests import packets as p
 from tests.stages.filter import traffic
-from tests.stages.filter.expressions import EXPRESSIONS
+from tests.stages.filter.expressions import EXPRESSIONS, RARE
 from tests.stages.filter.judging import Frame, Judge, frame
 from tests.stages.filter.twin import Twin
 
@@ -43,7 +43,8 @@ def random_config(seed: int) -> Config:
     names = [tool.name for tool in tools]
 
     def rule() -> Rule:
-        return Rule(chosen.choice(("pass", "pass", "drop")), chosen.choice(EXPRESSIONS if chosen.random() < 0.7 else OURS))  # type: ignore[arg-type]
+        texts = chosen.choices((EXPRESSIONS, OURS, RARE), (5, 3, 2))[0]
+        return Rule(chosen.choice(("pass", "pass", "drop")), chosen.choice(texts))  # type: ignore[arg-type]
 
     maps = tuple(
         Map(
@@ -77,6 +78,7 @@ def test_maps_decide_and_count_as_the_twin_does(seed: int) -> None:
         if counter.stage == "filter" and not counter.name.startswith(("fragments_", "ip6_")):  # tests/stages/wire has those
             for slot in range(WIDTH[counter.per]):
                 assert judge.count(counter.name, slot) == twin.counts[counter.name, slot], (counter.name, slot)
+    assert judge.rules() == [counts for m in config.maps for counts in twin.rule_counts(m.name)]
 
 
 @pytest.mark.parametrize("seed", range(24))

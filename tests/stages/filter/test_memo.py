@@ -39,7 +39,7 @@ def test_every_field_of_the_key_is_used_by_some_expression() -> None:
         image = Judge(one_map_each(texts)).image
         rows = image[IMAGE.itemsize : IMAGE.itemsize + len(FIELDS) * FIELD_ROW.itemsize].view(FIELD_ROW)
         used |= {name for name, at in FIELD_NUMBER.items() if rows[at]["shift"] >= 0}
-    assert used == {name for name, _ in FIELDS} - {"input", "detail"}
+    assert used == {name for name, _ in FIELDS} - {"input"}
 
 
 def test_predicates_are_asked_once_a_kind_and_remembered() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from tests import packets as p
+from tests.stages.filter import rare
 from tests.stages.filter.judging import Frame, frame
 
 ADDRESSES4 = ("10.0.0.1", "10.0.0.2", "10.1.2.3", "192.168.1.1", "224.0.0.251", "255.255.255.255", "0.0.0.0")
@@ -49,9 +50,9 @@ def _ip6(chosen: random.Random) -> bytes:
     return p.ipv6(chosen.choice(ADDRESSES6), chosen.choice(ADDRESSES6), protocol, payload)
 
 
-def whole(chosen: random.Random) -> bytes:
-    """One frame with nothing missing."""
-    kind, payload = chosen.choice(
+def _plain(chosen: random.Random) -> tuple[int, bytes]:
+    """Ethertype and what follows it."""
+    return chosen.choice(
         (
             (p.ETH_IP, _ip4(chosen)),
             (p.ETH_IP, _ip4(chosen)),
@@ -62,6 +63,14 @@ def whole(chosen: random.Random) -> bytes:
             (chosen.choice((1501, 0x88CC, 0x8847, 0x6003)), b"anything"),
         )
     )
+
+
+def whole(chosen: random.Random) -> bytes:
+    """One frame with nothing missing."""
+    if chosen.random() < 0.3:
+        kind, payload = rare.payload(chosen, lambda: _plain(chosen), lambda: whole(chosen))
+    else:
+        kind, payload = _plain(chosen)
     for _ in range(chosen.choice((0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6))):
         tag = p.vlan(payload, chosen.choice((1, 2, 5, 10, 0x200A, 4095)), type=kind)
         kind, payload = chosen.choice((p.ETH_VLAN, p.ETH_VLAN, p.ETH_QINQ, 0x9100)), tag

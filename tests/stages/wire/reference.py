@@ -145,6 +145,7 @@ class Datagram:
     protocol: int
     pieces: set[tuple[int, int]] = field(default_factory=set)
     end: int | None = None
+    reach: int = 0  # of empty ones too
     first: Shown | None = None
     is_conflict: bool = False
 
@@ -158,14 +159,17 @@ class Datagram:
 
     def is_contradicted_by(self, part: Part) -> bool:
         piece = (part.start, part.end)
-        ends = [end for _, end in self.pieces]
         return (
             part.end > 65_535
             or part.protocol != self.protocol
             or (self.end is not None and (part.end > self.end or (not part.more and part.end != self.end)))
-            or (not part.more and any(end > part.end for end in ends))
+            or (not part.more and part.end < self.reach)
             or (part.start == 0 and self.first is not None and self.first != part.shown())
-            or (piece not in self.pieces and any(part.start < end and start < part.end for start, end in self.pieces))
+            or (
+                part.end > part.start
+                and piece not in self.pieces
+                and any(part.start < end and start < part.end for start, end in self.pieces)
+            )
         )
 
 
@@ -195,6 +199,7 @@ class Reference:
             return Answer(self._hidden(part), part.too_long, known)
         if part.end > part.start:
             known.pieces.add((part.start, part.end))
+        known.reach = max(known.reach, part.end)
         if not part.more:
             known.end = part.end
         shown = part.shown()
