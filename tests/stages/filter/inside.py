@@ -5,24 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from broker.config.policy import tree as t
+from tests.stages.filter.twin_layers import CannotTellError, number
 
 TAGS = (0x8100, 0x88A8, 0x9100)
 EXTENSIONS = (0, 43, 60, 135)
 MOVABLE = (*EXTENSIONS, 51)  # AH as well
 
 
-class CannotTellError(Exception):
-    """Cut off, or not to be understood."""
-
-
 class HiddenError(Exception):
     """In another fragment."""
-
-
-def number(data: bytes, at: int, size: int) -> int:
-    if at + size > len(data):
-        raise CannotTellError
-    return int.from_bytes(data[at : at + size], "big")
 
 
 @dataclass(frozen=True)

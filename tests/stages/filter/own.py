@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from broker.config.policy import tree as t
 from tests.stages.filter import inside
-from tests.stages.filter.inside import CannotTellError, HiddenError, Packet, number
-from tests.stages.filter.judging import Frame
+from tests.stages.filter.inside import HiddenError, Packet
+from tests.stages.filter.twin_layers import CannotTellError, NoTunnelError, loaded, number
 
 
-def packet_of(f: Frame, layer: t.Layer) -> Packet | None:
+def packet_of(data: bytes, layer: t.Layer) -> Packet | None:
     """What the tunnels that the layer steps into carry; None: there is no such."""
-    packet: Packet | None = Packet(f.data)
+    packet: Packet | None = Packet(data)
     for _ in range(layer.count(t.INNER)):
         packet = inside.inside(packet) if packet else None
     return packet
@@ -107,34 +107,44 @@ def fragment_value(ip: bytes, six: bool) -> int:
     return t.LATER if bits >> 3 else t.FIRST if bits & 1 else t.ATOMIC
 
 
-def compared(node: t.Compare, f: Frame) -> bool:
-    left = value_of(node.left, f)
-    right = value_of(node.right, f) if left is not None else None
-    if left is None or right is None:
-        return False
+def compared(data: bytes, wirelen: int, node: t.Compare, libpcap: bool) -> bool:
+    left, right = value(data, wirelen, node.left, libpcap), value(data, wirelen, node.right, libpcap)
     return {"=": left == right, ">": left > right, ">=": left >= right}[node.relation]
 
 
-def value_of(node: t.Arithmetic, f: Frame) -> int | None:
-    """Of our own accessors, and of what is counted from the packet inside; None: not there."""
+def value(data: bytes, wirelen: int, node: t.Arithmetic, libpcap: bool) -> int:
+    """Python's numbers, cut to 32 bits at each step."""
     if isinstance(node, t.Number):
         return node.value
     if isinstance(node, t.WireLength):
-        return f.wirelen
-    if isinstance(node, t.Binary):
-        left = value_of(node.left, f)
-        right = value_of(node.right, f) if left is not None else None
-        operation = {"&": int.__and__, "+": int.__add__}[node.operator]
-        return None if left is None or right is None else operation(left, right) & 0xFFFFFFFF
-    index, packet = value_of(node.index, f), packet_of(f, node.layer)
+        return wirelen
+    if isinstance(node, t.Load):
+        return loaded_by(data, node, value(data, wirelen, node.index, libpcap), libpcap)
+    left, right = value(data, wirelen, node.left, libpcap), value(data, wirelen, node.right, libpcap)
+    if node.operator in ("/", "%") and right == 0:
+        raise CannotTellError
+    if node.operator in ("<<", ">>") and right > 31:
+        return 0
+    python = {"/": "//"}.get(node.operator, node.operator)
+    return int(eval(f"{left} {python} {right}")) % 2**32
+
+
+def loaded_by(data: bytes, node: t.Load, index: int, libpcap: bool) -> int:
+    """NoTunnelError: the packet says that there is no such byte."""
+    if node.base not in (t.L4, t.PAYLOAD) and t.INNER not in node.layer:
+        return loaded(data, node, index, libpcap)
+    packet = packet_of(data, node.layer)
     tags = len(node.layer) - node.layer.count(t.INNER)
-    if index is None or packet is None or (packet.ethertype is not None and (tags or node.base == t.LINK)):
-        return None
+    if packet is None or (packet.ethertype is not None and (tags or node.base == t.LINK)):
+        raise NoTunnelError
     if node.base == t.LINK:
         return number(packet.data, index, node.size)
-    ethertype, data = inside.network(packet)
+    kind, rest = inside.network(packet)
     for _ in range(tags):
-        ethertype, data = number(data, 2, 2), data[4:]
+        kind, rest = number(rest, 2, 2), rest[4:]
     if node.base == t.NETWORK:
-        return number(data, index, node.size)
-    return inside.loaded(data, ethertype == 0x86DD, node.base, index, node.size) if ethertype in (0x800, 0x86DD) else None
+        return number(rest, index, node.size)
+    found = inside.loaded(rest, kind == 0x86DD, node.base, index, node.size) if kind in (0x800, 0x86DD) else None
+    if found is None:
+        raise NoTunnelError
+    return found

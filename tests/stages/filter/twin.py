@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from broker.config.policy import parse_expression
 from broker.config.policy import tree as t
 from broker.core.model import Config, Map
-from tests.stages.filter import inside
-from tests.stages.filter.inside import CannotTellError, HiddenError, number
+from tests.stages.filter import inside, twin_layers
+from tests.stages.filter.inside import HiddenError
 from tests.stages.filter.judging import Frame
 from tests.stages.filter.own import compared, field_holds, is_tunnel, packet_of, within
+from tests.stages.filter.twin_layers import CannotTellError, NoTunnelError, number
 from tests.stages.wire.reference import CONFLICT, SEEN, TINY, Reference, Shown
 
 NOTHING: Shown = (0, 0, 0, 0, 0, 0)
@@ -75,30 +76,6 @@ def address4(data: bytes, l3: int, node: t.Address4 | t.Address4Set, ethertype: 
     return number(data, l3 + at, 4)
 
 
-def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
-    """None: cannot be told. To libpcap (`shown` None) that ends it all (CannotTellError); to us FALSE AND it is FALSE, TRUE OR it TRUE."""
-    if isinstance(node, t.Not):
-        inner = answer(node.item, f, shown)
-        return None if inner is None else not inner
-    if isinstance(node, t.And | t.Or):
-        decides = isinstance(node, t.Or)
-        unknown = False
-        for item in node.items:
-            one = answer(item, f, shown)
-            if one is decides:
-                return decides
-            unknown |= one is None
-        return None if unknown else not decides
-    try:
-        return holds(node, f, shown)
-    except HiddenError:
-        return False if shown is None else None
-    except CannotTellError:
-        if shown is None:
-            raise
-        return None
-
-
 def detail_holds(node: t.Detail, data: bytes, l3: int, ethertype: int, shown: Shown | None) -> bool:
     kind, six = {0x800: t.IP, 0x86DD: t.IP6}.get(ethertype, 0), ethertype == 0x86DD
     if not kind & node.kinds:
@@ -125,27 +102,59 @@ def detail_holds(node: t.Detail, data: bytes, l3: int, ethertype: int, shown: Sh
     return within(base + number(data, at + (13 if protocol == 6 else 0), 1), node.ranges)
 
 
+def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
+    """None: cannot be told. To libpcap (`shown` None) that ends it all (CannotTellError); to us FALSE AND it is FALSE, TRUE OR it TRUE."""
+    if isinstance(node, t.Not):
+        inner = answer(node.item, f, shown)
+        return None if inner is None else not inner
+    if isinstance(node, t.And | t.Or):
+        decides = isinstance(node, t.Or)
+        unknown = False
+        for item in node.items:
+            one = answer(item, f, shown)
+            if one is decides:
+                return decides
+            unknown |= one is None
+        return None if unknown else not decides
+    try:
+        return holds(node, f, shown)
+    except NoTunnelError:
+        return False
+    except HiddenError:
+        return False if shown is None else None
+    except CannotTellError:
+        if shown is None:
+            raise
+        return None
+
+
 def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
     """A single test. CannotTellError: undetermined, or for libpcap a read beyond the end, which rejects."""
     assert not isinstance(node, t.Not | t.And | t.Or)
     if isinstance(node, t.Length):
         return node.first <= f.wirelen <= node.last
     if isinstance(node, t.Compare):
-        return compared(node, f)
-    packet = packet_of(f, node.layer)
+        return compared(f.data, f.wirelen, node, shown is None)
+    packet = packet_of(f.data, node.layer)
     if packet is None:
         return False
     data, tags = packet.data, len(node.layer) - node.layer.count(t.INNER)
-    if node.layer[:1] == (t.INNER,):
-        shown = shown and NOTHING
     if isinstance(node, t.Mac):
         return packet.ethertype is None and number(data, 6 if node.side == t.SOURCE else 0, 6) & node.mask == node.value
     if isinstance(node, t.MacGroup):
         return packet.ethertype is None and number(data, 0, 1) % 2 == 1
+    if t.INNER not in node.layer:
+        ethertype, where = twin_layers.ethertype(data, node.layer), twin_layers.place(data, node.layer)
+        return holds_in(node, packet, where.payload, where.type, ethertype, shown)
     if packet.ethertype is not None and tags:
         return False
     l3 = 14 + 4 * tags if packet.ethertype is None else 0
     ethertype = number(data, l3 - 2, 2) if packet.ethertype is None else inside.network(packet)[0]
+    return holds_in(node, packet, l3, l3 - 2, ethertype, shown and NOTHING)
+
+
+def holds_in(node: t.Node, packet: inside.Packet, l3: int, type_at: int, ethertype: int, shown: Shown | None) -> bool:
+    data = packet.data
     if isinstance(node, t.VlanId):
         return within(number(data, l3, 2) % 4096, node.ranges)
     if isinstance(node, t.Tunnel):
@@ -154,12 +163,20 @@ def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
         return field_holds(node, ethertype, data[l3:])
     if isinstance(node, t.Detail):
         return detail_holds(node, data, l3, ethertype, parsed_at(data, l3, shown))
+    if isinstance(node, t.ProtoChain):
+        return twin_layers.in_chain(data, l3, node, ethertype)
+    if isinstance(node, t.FirstFragment):
+        if ethertype == 0x800 and number(data, l3 + 6, 2) % 8192:
+            if shown is not None:
+                raise CannotTellError
+            return False
+        return True
     if isinstance(node, t.EtherType):
         return ethertype == node.value
     if isinstance(node, t.Tagged):
         return ethertype in (0x8100, 0x88A8, 0x9100)
     if isinstance(node, t.Llc):
-        return ethertype <= 1500 and number(data, l3, 2 if node.wide else 1) == node.value
+        return ethertype <= 1500 and (number(data, l3, 2) if node.wide else number(data, type_at + 2, 1)) == node.value
     if isinstance(node, t.Protocol):
         return protocol_is(data, l3, node, ethertype)
     if isinstance(node, t.Port):
@@ -194,6 +211,7 @@ def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
 class Twin:
     config: Config
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    by_rule: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # (map, rule from 0, packets | bytes | undetermined_packets)
     reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
@@ -201,18 +219,26 @@ class Twin:
         self.tool = {tool.name: tool.slot for tool in self.config.tools}
         self.input = {i.name: i.slot for i in self.config.inputs}
 
+    def rule_counts(self, name: str) -> list[tuple[int, int, int]]:
+        """(packets, bytes, undetermined packets) of each rule of a map."""
+        of = ("packets", "bytes", "undetermined_packets")
+        return [tuple(self.by_rule[name, at, what] for what in of) for at in range(len(self.rules[name]))]  # type: ignore[misc]
+
     def decide(self, m: Map, f: Frame, shown: Shown) -> str:
         if m.inputs and f.input not in {self.input[name] for name in m.inputs}:
             return "none"
         libpcap = m.undetermined == "libpcap"
-        for action, node in self.rules[m.name]:
+        for at, (action, node) in enumerate(self.rules[m.name]):
             try:
                 matches = answer(node, f, None if libpcap else shown)
             except CannotTellError:
                 continue
             if matches is None:
+                self.by_rule[m.name, at, "undetermined_packets"] += 1
                 return "undetermined"
             if matches:
+                self.by_rule[m.name, at, "packets"] += 1
+                self.by_rule[m.name, at, "bytes"] += f.wirelen
                 return action
         return "none"
 
