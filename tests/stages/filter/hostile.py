@@ -1,8 +1,13 @@
 """Run by test_mutated.py, apart, because it may die: frames of mutations.py through the filter, each between forbidden pages.
 
-python -m tests.stages.filter.hostile paths FRAMES      by index and memo, and every rule in order; prints where they differ
-python -m tests.stages.filter.hostile twin FRAMES SEED  by index and memo, and by the slow twin
-python -m tests.stages.filter.hostile lie               one byte too many claimed of each cut frame: prints the signals that ended it
+    python -m tests.stages.filter.hostile WHAT [FRAMES SEED]
+
+| what | prints |
+|---|---|
+| judged | where index and memo, every rule in order, and the twin for many frames (of what is not in tunnels) disagree |
+| tunnels | where the filter and the slow twin disagree about what is in tunnels |
+| twins | where both twins disagree |
+| lie | the signals that end the process when one byte more is claimed of a frame than it has |
 """
 
 from __future__ import annotations
@@ -30,21 +35,22 @@ from tests.stages.filter.twin import Twin
 from tests.stages.wire.reference import Answer, Reference
 
 RULES = r"""
+not ip and not arp and ether proto 0x8847 | pppoes and tcp | mpls 5 and not ip
 tcp dst port {80, 443, 8000-8100} and net {10.0.0.0/8, 192.168.0.0/16} | not (host 10.0.0.1 or port 53) and ip | icmp[0] = 8
-tcp[tcpflags] & tcp-syn != 0 | ah or esp
-udp src port 53 or tcp port 22 | vlan 10 and not port 80 | not tcp and not udp and ip6 | tcp flags syn/syn,ack | arp src net 10
-inner (tcp port {80, 443}) | inner vxlan vni {7, 100, 5001} (not ip) | not inner (udp) and ip | inner gre key 7 | inner (inner (ip6))
-ip[6:2] & 0x1fff != 0 and ip[8] < 65 | tcp[2:2] = tcp[0:2] or udp[4:2] = len - 34 | ip[2:2] > len | ether[12:2] - ether[0:2] > 0xfff0
-src net 10.0.0.0/31 and dst net {10.0.0.2, 10.1.0.0/16, 224.0.0.0/4} | not src net 10.0.0.0/8 and not ip6 | ip6 net fe80::/10 and icmp6
-fragment later and not port 53 | fragment first or tcp port 80 | udp and fragment {first, later} | tcp port 443 and fragment
-ip6 ext {hopopts, routing} | ip6 ext fragment and not tcp | l4 {tcp, 132} and ip6 | payload begins "GET " | l4[2:2] < 1024 and not ip
-mpls and ip | pppoes and tcp port 80 | vlan and vlan and ip | geneve and not ip | mpls 5 and not ip | pppoes 1 or ip6 | not vlan and iso
-vlan {1-10, 4095} and ip6 | vlan depth >= 2 | pcp 5 or dscp ef | not ttl > 5 and not vlan | ether host {02:00:00:00:00:0a} and not multicast
-less 60 and not broadcast | greater 200 or not ip6 protochain 6 | protochain 58 or ip proto 51 | sctp port 80 or (not sctp and port 0)
-ip multicast or ip6 multicast | net 10.0.0.1 mask 255.0.0.255 | not ether src 02:00:00:00:00:00/02:00:00:00:00:00 | src and dst port 53
-not (tcp and (src port 80 or not dst port 22)) and ip | port 80 and not vlan and not (net 10 or net 192.168) | icmp or igmp or icmp6
+tcp[tcpflags] & tcp-syn != 0 | ah or esp | udp src port 53 or tcp port 22 | vlan 10 and not port 80 | not tcp and not udp and ip6
+tcp flags syn/syn,ack | arp src net 10 | inner (tcp port {80, 443}) | inner vxlan vni {7, 100, 5001} (not ip) | not inner (udp) and ip
+inner gre key 7 | inner (inner (ip6)) | ip[6:2] & 0x1fff != 0 and ip[8] < 65 | tcp[2:2] = tcp[0:2] or udp[4:2] = len - 34 | ip[2:2] > len
+ether[12:2] - ether[0:2] > 0xfff0 | src net 10.0.0.0/31 and dst net {10.0.0.2, 10.1.0.0/16, 224.0.0.0/4}
+not src net 10.0.0.0/8 and not ip6 | ip6 net fe80::/10 and icmp6 | fragment later and not port 53 | fragment first or tcp port 80
+udp and fragment {first, later} | tcp port 443 and fragment | ip6 ext {hopopts, routing} | ip6 ext fragment and not tcp
+l4 {tcp, 132} and ip6 | payload begins "GET " | l4[2:2] < 1024 and not ip | mpls and ip | vlan and vlan and ip | geneve and not ip
+pppoes 1 or ip6 | not vlan and iso | vlan {1-10, 4095} and ip6 | vlan depth >= 2 | pcp 5 or dscp ef | not ttl > 5 and not vlan
+ether host {02:00:00:00:00:0a} and not multicast | less 60 and not broadcast | greater 200 or not ip6 protochain 6
+protochain 58 or ip proto 51 | sctp port 80 or (not sctp and port 0) | ip multicast or ip6 multicast | net 10.0.0.1 mask 255.0.0.255
+not ether src 02:00:00:00:00:00/02:00:00:00:00:00 | src and dst port 53 | not (tcp and (src port 80 or not dst port 22)) and ip
+port 80 and not vlan and not (net 10 or net 192.168) | icmp or igmp or icmp6
 inner (src net 10.0.0.0/8 and not port 53) or inner mpls label 5 | inner (fragment or tcp flags syn) | inner (vlan 10 or ether multicast)
-inner gtp teid 7 or inner geneve vni 7 or inner erspan id 7 | llc or stp | pppoes and not ip6 | not ip and not arp and ether proto 0x8847
+inner gtp teid 7 or inner geneve vni 7 or inner erspan id 7 | llc or stp | pppoes and not ip6
 """
 TEXTS = tuple(text.strip() for line in RULES.strip().splitlines() for text in line.split(" | "))
 INNER = tuple(text for text in TEXTS if "inner" in text)

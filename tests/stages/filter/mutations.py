@@ -19,7 +19,7 @@ from tests.stages.filter import traffic, tunnel_traffic
 
 WIDTH = 400  # bytes of the longest frame: more than any chain of IPv6 extension headers that is walked
 BLOCK = 4000  # frames at a time
-BLOCK_NS = 61_000_000_000  # from one block to the next: a datagram is forgotten by then
+BLOCK_NS = 70_000_000_000  # from one block to the next: what it had in pieces is forgotten by then
 _SOURCES = 4000
 _DATAGRAMS = 300
 _PIECES = 5  # of a datagram at most: more of them need not be remembered
@@ -104,7 +104,7 @@ def _long_chain(chosen: random.Random) -> bytes:
 
 @functools.cache
 def _datagrams() -> tuple[_Pool, NDArray[np.int64]]:
-    """Pieces, those of a datagram one behind the other; and where each datagram begins, with the end of all."""
+    """Pieces, those of a datagram one behind the other, the fragment header of some behind another one; and where each datagram begins."""
     chosen = random.Random(3)
     frames: list[bytes] = []
     names: list[int] = []
@@ -125,9 +125,11 @@ def _datagrams() -> tuple[_Pool, NDArray[np.int64]]:
                 frames.append(p.ethernet(packet, vlans=vlans))
                 names.append(14 + 4 * len(vlans) + 4)
             else:
-                packet = p.ipv6("fe80::1", "2001:db8::1", p.FRAGMENT, p.fragment_header(protocol, part, offset=at, more=more))
-                frames.append(p.ethernet(packet, type=p.ETH_IP6, vlans=vlans))
-                names.append(14 + 4 * len(vlans) + 46)
+                deep, number, part = chosen.random() < 0.2, p.FRAGMENT, p.fragment_header(protocol, part, offset=at, more=more)
+                if deep:
+                    number, part = p.DSTOPTS, p.destination_options(p.FRAGMENT, part)
+                frames.append(p.ethernet(p.ipv6("fe80::1", "2001:db8::1", number, part), type=p.ETH_IP6, vlans=vlans))
+                names.append(14 + 4 * len(vlans) + 47 + 8 * deep)
         starts.append(len(frames))
     return _pool(frames, names), np.array(starts)
 
