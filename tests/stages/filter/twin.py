@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from broker.config.policy import parse_expression
 from broker.config.policy import tree as t
 from broker.core.model import Config, Map
-from tests.stages.filter import twin_layers
+from tests.stages.filter import inside, twin_layers
+from tests.stages.filter.inside import HiddenError
 from tests.stages.filter.judging import Frame
+from tests.stages.filter.own import compared, field_holds, is_tunnel, packet_of, within
 from tests.stages.filter.twin_layers import CannotTellError, NoTunnelError, number
 from tests.stages.wire.reference import CONFLICT, SEEN, TINY, Reference, Shown
 
@@ -74,6 +76,32 @@ def address4(data: bytes, l3: int, node: t.Address4 | t.Address4Set, ethertype: 
     return number(data, l3 + at, 4)
 
 
+def detail_holds(node: t.Detail, data: bytes, l3: int, ethertype: int, shown: Shown | None) -> bool:
+    kind, six = {0x800: t.IP, 0x86DD: t.IP6}.get(ethertype, 0), ethertype == 0x86DD
+    if not kind & node.kinds:
+        return False
+    protocol, at = number(data, l3 + (6 if six else 9), 1), l3 + (40 if six else 4 * (data[l3] % 16))
+    of_row = False
+    if six and protocol == 44:
+        protocol, of_row = number(data, l3 + 40, 1), True
+        if shown is None:
+            return False
+    if protocol != node.protocol:
+        return False
+    if not six and number(data, l3 + 6, 2) % 8192:
+        if shown is None:
+            return False
+        of_row = True
+    if not six and shown is not None and shown[0] in (TINY, CONFLICT):
+        of_row = True
+    if of_row:
+        if shown is None or shown == NOTHING or shown[5] >= 768:
+            raise CannotTellError
+        return within(shown[5], node.ranges)
+    base = {1: 256, 58: 512}.get(protocol, 0)
+    return within(base + number(data, at + (13 if protocol == 6 else 0), 1), node.ranges)
+
+
 def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
     """None: cannot be told. To libpcap (`shown` None) that ends it all (CannotTellError); to us FALSE AND it is FALSE, TRUE OR it TRUE."""
     if isinstance(node, t.Not):
@@ -90,6 +118,10 @@ def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
         return None if unknown else not decides
     try:
         return holds(node, f, shown)
+    except NoTunnelError:
+        return False
+    except HiddenError:
+        return False if shown is None else None
     except CannotTellError:
         if shown is None:
             raise
@@ -98,26 +130,39 @@ def answer(node: t.Node, f: Frame, shown: Shown | None) -> bool | None:
 
 def holds(node: t.Node, f: Frame, shown: Shown | None) -> bool:
     """A single test. CannotTellError: undetermined, or for libpcap a read beyond the end, which rejects."""
-    data = f.data
     assert not isinstance(node, t.Not | t.And | t.Or)
     if isinstance(node, t.Length):
         return node.first <= f.wirelen <= node.last
-    if isinstance(node, t.Mac):
-        return number(data, 6 if node.side == t.SOURCE else 0, 6) == node.value
-    if isinstance(node, t.MacGroup):
-        return number(data, 0, 1) % 2 == 1
-    try:
-        if isinstance(node, t.Compare):
-            return twin_layers.compared(data, f.wirelen, node, shown is None)
-        ethertype, where = twin_layers.ethertype(data, node.layer), twin_layers.place(data, node.layer)
-    except NoTunnelError:
+    if isinstance(node, t.Compare):
+        return compared(f.data, f.wirelen, node, shown is None)
+    packet = packet_of(f.data, node.layer)
+    if packet is None:
         return False
-    return holds_in(node, data, where.payload, where.type, ethertype, shown)
+    data, tags = packet.data, len(node.layer) - node.layer.count(t.INNER)
+    if isinstance(node, t.Mac):
+        return packet.ethertype is None and number(data, 6 if node.side == t.SOURCE else 0, 6) & node.mask == node.value
+    if isinstance(node, t.MacGroup):
+        return packet.ethertype is None and number(data, 0, 1) % 2 == 1
+    if t.INNER not in node.layer:
+        ethertype, where = twin_layers.ethertype(data, node.layer), twin_layers.place(data, node.layer)
+        return holds_in(node, packet, where.payload, where.type, ethertype, shown)
+    if packet.ethertype is not None and tags:
+        return False
+    l3 = 14 + 4 * tags if packet.ethertype is None else 0
+    ethertype = number(data, l3 - 2, 2) if packet.ethertype is None else inside.network(packet)[0]
+    return holds_in(node, packet, l3, l3 - 2, ethertype, shown and NOTHING)
 
 
-def holds_in(node: t.Node, data: bytes, l3: int, type_at: int, ethertype: int, shown: Shown | None) -> bool:
+def holds_in(node: t.Node, packet: inside.Packet, l3: int, type_at: int, ethertype: int, shown: Shown | None) -> bool:
+    data = packet.data
     if isinstance(node, t.VlanId):
-        return number(data, l3, 2) % 4096 == node.value
+        return within(number(data, l3, 2) % 4096, node.ranges)
+    if isinstance(node, t.Tunnel):
+        return is_tunnel(inside.outer(packet), node)
+    if isinstance(node, t.Field):
+        return field_holds(node, ethertype, data[l3:])
+    if isinstance(node, t.Detail):
+        return detail_holds(node, data, l3, ethertype, parsed_at(data, l3, shown))
     if isinstance(node, t.ProtoChain):
         return twin_layers.in_chain(data, l3, node, ethertype)
     if isinstance(node, t.FirstFragment):
@@ -136,7 +181,7 @@ def holds_in(node: t.Node, data: bytes, l3: int, type_at: int, ethertype: int, s
         return protocol_is(data, l3, node, ethertype)
     if isinstance(node, t.Port):
         port = port_of(data, l3, node, ethertype, parsed_at(data, l3, shown))
-        return port is not None and any(a <= port <= b for a, b in node.ranges)
+        return port is not None and within(port, node.ranges)
     if isinstance(node, t.Multicast):
         if ethertype != (0x800 if node.kind == t.IP else 0x86DD):
             return False
@@ -149,12 +194,12 @@ def holds_in(node: t.Node, data: bytes, l3: int, type_at: int, ethertype: int, s
             return False
         if isinstance(node, t.Address4):
             return found & node.mask == node.net
-        return any(a <= found <= b for a, b in node.ranges)
+        return within(found, node.ranges)
     if ethertype != 0x86DD:
         return False
     at = l3 + (8 if node.side == t.SOURCE else 24)
     if isinstance(node, t.Address6Set):
-        return any(a <= number(data, at, 16) <= b for a, b in node.ranges)
+        return within(number(data, at, 16), node.ranges)
     for bit in range(0, node.prefix, 32):
         drop = max(0, 32 - (node.prefix - bit))
         if number(data, at + bit // 8, 4) >> drop != (node.net >> 96 - bit & 0xFFFFFFFF) >> drop:

@@ -1,4 +1,4 @@
-"""The slow twin's layers and numbers: where headers are, what bytes say, by recursion over the steps and over the formula."""
+"""The slow twin's layers: where headers are by libpcap's rules, and what bytes say, by recursion over the steps."""
 
 from __future__ import annotations
 
@@ -76,23 +76,6 @@ def ethertype(data: bytes, layer: t.Layer) -> int:
     return found
 
 
-def value(data: bytes, wirelen: int, node: t.Arithmetic, libpcap: bool) -> int:
-    """Python's numbers, cut to 32 bits at each step."""
-    if isinstance(node, t.Number):
-        return node.value
-    if isinstance(node, t.WireLength):
-        return wirelen
-    if isinstance(node, t.Load):
-        return loaded(data, node, value(data, wirelen, node.index, libpcap), libpcap)
-    left, right = value(data, wirelen, node.left, libpcap), value(data, wirelen, node.right, libpcap)
-    if node.operator in ("/", "%") and right == 0:
-        raise CannotTellError
-    if node.operator in ("<<", ">>") and right > 31:
-        return 0
-    python = {"/": "//"}.get(node.operator, node.operator)
-    return int(eval(f"{left} {python} {right}")) % 2**32
-
-
 def loaded(data: bytes, node: t.Load, index: int, libpcap: bool) -> int:
     where = place(data, node.layer)
     starts = {t.LINK: where.link, t.TYPE: where.type, t.NETWORK: where.payload, t.BEHIND6: where.payload + 40, t.TRANSPORT: where.payload}
@@ -106,11 +89,6 @@ def loaded(data: bytes, node: t.Load, index: int, libpcap: bool) -> int:
     if isinstance(node.index, t.Number):
         return number(data, (known + index) % 2**32 + computed, node.size)
     return number(data, (computed + index) % 2**32 + known, node.size)
-
-
-def compared(data: bytes, wirelen: int, node: t.Compare, libpcap: bool) -> bool:
-    left, right = value(data, wirelen, node.left, libpcap), value(data, wirelen, node.right, libpcap)
-    return {"=": left == right, ">": left > right, ">=": left >= right}[node.relation]
 
 
 def in_chain(data: bytes, l3: int, node: t.ProtoChain, kind: int) -> bool:
