@@ -13,6 +13,7 @@ from broker.config.policy import PolicyError, parse_expression, read_sets
 from broker.config.policy.refused import REFUSED
 from tests import libpcap
 from tests.stages.filter.expressions import EXPRESSIONS, RARE
+from tests.stages.filter.own_expressions import OWN
 
 SETS = {
     "web": ("10.1.0.0/24", "2001:db8::/64", "192.168.1.1"),
@@ -217,7 +218,7 @@ def test_what_we_refuse_libpcap_refuses_too_or_we_have_said_why_not(text: str) -
 
 _words = st.sampled_from(
     [
-        *sorted({word for text in (*EXPRESSIONS, *RARE) for word in text.replace("(", " ( ").replace(")", " ) ").split()}),
+        *sorted({word for text in (*EXPRESSIONS, *RARE, *OWN) for word in text.replace("(", " ( ").replace(")", " ) ").split()}),
         "$web",
         "$ports",
         "and",

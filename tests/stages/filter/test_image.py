@@ -54,7 +54,7 @@ def test_a_damaged_image_is_refused() -> None:
         return made
 
     damaged = [
-        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", 3), set_header("n_tests", 1 << 40),
+        image()[:100], image()[:-1], set_header("magic", 1), set_header("version", VERSION + 1), set_header("n_tests", 1 << 40),
         set_header("tests_at", -8), set_header("n_maps", 257), set_header("maps_at", 1 << 40), set_header("n_rules", -1),
         set_header("code_at", 12), set_header("n_terms", 1 << 40), set_header("predicates_at", 1 << 50), set_header("n_words", 0),
         set_part("code", 0, CODE_TEST << CODE_SHIFT | 1000), set_part("code", 0, 15 << CODE_SHIFT),
