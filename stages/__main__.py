@@ -3,6 +3,7 @@
 python -m stages host --pipeline NAME                                  the stage host: forks workers on the supervisor's word
 python -m stages KIND --pipeline NAME [--lane L] [--worker W]          one worker, for supervisord, systemd or a shell
 python -m stages only STAGE --directory DIR --dump FILE                one stage alone, what it wrote as JSON lines
+python -m stages judge                                                 what a policy does with packets: stages/judge/process.py
 python -m stages compile                                               fill the kernel cache
 """
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     only.add_argument("stage", choices=("capture", "filter", "encapsulate", "send"))
     only.add_argument("--directory", type=Path, required=True, help="holds generation-1 and policy-1")
     only.add_argument("--dump", required=True, metavar="FILE", help="'-' for standard output")
+    commands.add_parser("judge", help="say what a policy does with the packets that come on standard input, and why")
     commands.add_parser("compile", help="fill the kernel cache")
     return parser
 
@@ -53,6 +55,10 @@ def main() -> int:
             from stages.only import run_only
 
             return run_only(arguments.stage, arguments.directory, arguments.dump)
+        if arguments.command == "judge":
+            from stages.judge.process import serve
+
+            return serve()
         from stages.warm import warm
         from stages.worker import await_pipeline, run_worker
 

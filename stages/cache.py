@@ -17,6 +17,7 @@ from broker.core.errors import TapmeshError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = ("stages/**/*.py", "broker/core/layout.py", "broker/core/metrics.py", "broker/core/rule_counts.py", "broker/config/policy/*.py")
+_WITHOUT = "stages/judge/"  # has no kernels of its own
 _KEPT = 3  # digests: this version, the one before, and one to go back to
 
 
@@ -28,7 +29,8 @@ def _digest() -> str:
     digest = hashlib.sha256()
     for pattern in _SOURCES:
         for path in sorted(_ROOT.glob(pattern)):
-            digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+            if not (name := path.relative_to(_ROOT).as_posix()).startswith(_WITHOUT):
+                digest.update(name.encode() + b"\0" + path.read_bytes())
     facts = (
         sys.version,
         importlib.metadata.version("numba"),

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -25,16 +23,14 @@ import numpy as np
 from broker.config.lanes import geometry, lanes
 from broker.core import layout
 from broker.core.batch import Batch, heap_batch
-from broker.core.doorbell import PARK_LIMIT_MS
 from broker.core.generations import read_generation
 from broker.core.metrics import N_COUNTERS, of_stage
 from broker.core.metrics import index as counter_index
 from broker.core.model import Config
 from broker.core.stage import Context, Source, Stage
+from stages.capture.idle import await_source
 from stages.registry import create
 from stages.warm import warm
-
-CAUSES = ("forwarded", "filtered", "rule", "undetermined", "collected")
 
 
 def run_only(stage: str, directory: Path, dump: str) -> int:
@@ -71,7 +67,7 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
             if source.step(batch) <= 0:
                 if source.finished:
                     return 0
-                _await(source)
+                await_source(source)
                 continue
             batch.block["seq"] = seq + 1
             for made, _ in chain[1:]:
@@ -82,15 +78,6 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is flushed at the end
                 return 1
             seq += 1
-
-
-def _await(source: Source) -> None:
-    """Packets become due, or the pipe has some."""
-    due_ms = -((time.monotonic_ns() - source.due_ns) // 1_000_000)
-    poller = select.poll()
-    if source.wait_fd >= 0:
-        poller.register(source.wait_fd, select.POLLIN)
-    poller.poll(min(max(0, due_ms), PARK_LIMIT_MS) if source.due_ns else PARK_LIMIT_MS)
 
 
 def _write(file: IO[str], rows: Iterator[dict[str, Any]]) -> None:
@@ -111,7 +98,7 @@ def _rows(stage: str, batch: Batch, config: Config, context: Context) -> Iterato
     elif stage == "filter":
         for i, v in enumerate(batch.verdicts[:n_packets]):
             wants = [name for slot, name in sorted(names.items()) if int(v["verdict"]) >> slot & 1]
-            cause = CAUSES[int(v["cause"])]
+            cause = layout.CAUSE_NAMES[int(v["cause"])]
             yield {
                 "seq": batch.seq,
                 "packet": i,

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from broker.cli.common import compiled
+from broker.cli.common import compiled, policy_of
+from broker.cli.judging import refuse_failing
 from broker.config import hygiene, load_config, render
+from broker.config.policy.shadow import shadowed
 from broker.core.model import Config
 
 
@@ -28,10 +30,20 @@ def load(path: Path) -> Config:
     return config
 
 
+def load_tested(path: Path) -> Config:
+    """The same, and a test of it that fails is a mistake."""
+    config = load_config(path)
+    refuse_failing(config, compiled(config))
+    return config
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 0: right, perhaps with warnings, told on stderr. 1: mistakes, or with --strict warnings."""
-    config = load(arguments.config)
-    warned = hygiene.warnings(config)
+    config = load_config(arguments.config)
+    policy = policy_of(config)
+    refuse_failing(config, policy.image)
+    trees = [[policy.program.rules[rule].node for rule in rules] for rules in policy.maps]
+    warned = hygiene.warnings(config, shadowed(policy), trees)
     refused = bool(warned) and arguments.strict
     if not arguments.quiet and not refused:
         print(render(config), end="")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from broker.config.policy import PolicyError, compile_policy, parse_expression
+from broker.config.policy import PolicyError, parse_expression
+from broker.config.policy.compiler import Policy, build_policy
 from broker.core import log
 from broker.core.errors import ConfigErrors, TapmeshError
 from broker.core.generations import read_generation
@@ -20,8 +21,13 @@ QUIET = "warning"
 
 def compiled(config: Config) -> bytes:
     """The policy image. ConfigErrors for what only shows when all of it is put together (too large)."""
+    return policy_of(config).image
+
+
+def policy_of(config: Config) -> Policy:
+    """The same, with what it is made of."""
     try:
-        return compile_policy(config)
+        return build_policy(config)
     except PolicyError as error:
         raise ConfigErrors([(None, "maps", error.message)]) from None
 

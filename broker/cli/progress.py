@@ -26,15 +26,18 @@ class Progress:
             return
         self._next = now + _EVERY_S
         if session.host.progress:
-            self._say(session.host.progress)
+            self.say(session.host.progress)
             return
         captured = captured_so_far(session)
         then, before = self._before
         rate = (captured - before) / (now - then) if now > then else 0.0
         self._before = now, captured
-        self._say(f"{captured:,} packets, {max(0.0, rate):,.0f}/s" if session.times.up_ns else "starting")
+        self.say(f"{captured:,} packets, {max(0.0, rate):,.0f}/s" if session.times.up_ns else "starting")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """This and nothing else until the next."""
+        if not self.shown:
+            return
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
         self._dirty = True

@@ -44,11 +44,11 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, name: str, path: Path, progress: Progress) -> Outcome:
-    config = check.load(path)
+    config = check.load_tested(path)
     options = Options(
         name,
         compiled,
-        load=lambda: check.load(path),
+        load=lambda: check.load_tested(path),
         external_stages=arguments.external_stages,
         # Files alone: nothing more will ever come. But stages that others have started, others stop.
         until_finished=not arguments.external_stages and all(i.kind == "pcap" for i in config.inputs),

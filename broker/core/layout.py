@@ -170,6 +170,7 @@ CAUSE_FILTERED = 1  # no map passed it and there is no collector
 CAUSE_RULE = 2  # a drop rule decided and nobody else wanted it
 CAUSE_UNDETERMINED = 3  # undetermined, and the map says not to deliver such
 CAUSE_COLLECTED = 4  # no map took it, the collector did
+CAUSE_NAMES = ("forwarded", "filtered", "rule", "undetermined", "collected")
 
 FRAME = np.dtype(
     [

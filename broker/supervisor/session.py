@@ -29,6 +29,7 @@ from broker.supervisor.generation import Compile, InForce
 from broker.supervisor.host import HostKeeper
 from broker.supervisor.hostlink import HostError
 from broker.supervisor.ledger import Ledger, balance
+from broker.supervisor.loading import Loading
 from broker.supervisor.plan import Book, Phase, Seen, Start, WorkerId
 from broker.supervisor.processes import age_s
 from broker.supervisor.signals import Signals
@@ -39,6 +40,8 @@ REPLAY_TICK_S = 0.02
 """A replay is over when its last block is: not seeing that would count as its time."""
 QUICK_S = 0.005
 """How often to look while a worker is coming up: it takes milliseconds, and the next waits for it."""
+LOADING_S = 5.0
+"""How long the end waits for a file that is being read and tested: what does that removes its scratch directory."""
 PAUSE_NS = plan.SECOND_NS
 """Not having been run for so long, the supervisor knows nothing of the heartbeats meanwhile."""
 
@@ -100,6 +103,7 @@ class Session:
         self._deadline_ns = 0
         self._stopped = False
         self._forget_ns = 0
+        self._loading: Loading | None = None
 
     def begin(self, config: Config) -> None:
         """First generation into fresh memory, while the host is starting. TapmeshError: call `end` then."""
@@ -179,7 +183,10 @@ class Session:
 
     def _take_signals(self) -> None:
         self.signals.clear()
-        if self.signals.reload:
+        if self._loading is not None and self._loading.wait(0):
+            loading, self._loading = self._loading, None
+            self._reload(loading)
+        if self.signals.reload and self._loading is None:  # else once more afterwards: the file may have changed since it was read
             self.signals.reload = False
             self.reload()
         if self.signals.stops and self.phase is Phase.RUN:
@@ -226,12 +233,19 @@ class Session:
         return ""
 
     def reload(self) -> None:
-        """The file anew: in force at the next block, or refused with every reason, and then nothing has changed."""
+        """Read the file anew, beside this loop."""
         if self.options.load is None or self.phase is not Phase.RUN:
             self.log.warning("reload_ignored", phase=self.phase.value)
             return
+        self._loading = Loading(self.options.load)
+
+    def _reload(self, loading: Loading) -> None:
+        """What was read: in force at the next block, or refused with every reason, and then nothing has changed."""
+        if self.phase is not Phase.RUN:
+            self.log.warning("reload_ignored", phase=self.phase.value)
+            return
         try:
-            self.switch(self.options.load())
+            self.switch(loading.take())
         except ConfigErrors as errors:
             for place, part, text in errors.errors:
                 self.log.error("reload_refused", where=str(place) if place else "", part=part, reason=text)
@@ -248,6 +262,8 @@ class Session:
 
     def end(self) -> Outcome:
         """End what is left, close the books. Shared memory goes, unless workers of others still live on it."""
+        if self._loading is not None:
+            self._loading.wait(LOADING_S)
         killed = self.crew.kill_all() if not self.options.external_stages else []
         if killed:
             self.log.error("workers_killed", workers=[str(w) for w in killed])

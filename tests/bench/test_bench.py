@@ -21,7 +21,12 @@ FIELDS = {"bench", "case", "value", "unit", "ratio_to", "machine"}
 needs_tcpdump = pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 
 
-NEEDS = {"replay": needs_tcpdump, "filter": needs_tcpdump, "classbench": (libpcap.needs_libpcap, needs_rule_sets)}
+NEEDS = {
+    "replay": needs_tcpdump,
+    "filter": needs_tcpdump,
+    "classbench": (libpcap.needs_libpcap, needs_rule_sets),
+    "explain": needs_rule_sets,
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES])

@@ -25,12 +25,12 @@ _MODES = {"deliver": MODE_DELIVER, "drop": MODE_DROP, "libpcap": MODE_LIBPCAP}
 @dataclass(frozen=True, slots=True)
 class Policy:
     """`image`: what the filter works by. `program`, `maps`: the same as values, for who explains it: map m of the configuration has the
-    rules `maps[m]` of the program. `terms`: of each rule, see `fields.terms`."""
+    rules `maps[m]` of the program. `terms`: of each rule, and whether they are exact, see `fields.terms`."""
 
     image: bytes
     program: Program
     maps: tuple[range, ...]
-    terms: list[list[Term]]
+    terms: list[tuple[list[Term], bool]]
 
 
 def compile_policy(config: Config) -> bytes:
@@ -63,7 +63,7 @@ def build_policy(config: Config) -> Policy:
     while True:
         builder = Builder(len(config.maps))
         _add_program(builder, config, program, maps, unguarded)
-        needed = add_tables(builder, program, [found if len(found) <= limit else [{}] for found in of_rules], unguarded, image.MAX_BYTES)
+        needed = add_tables(builder, program, [found if len(found) <= limit else [{}] for found, _ in of_rules], unguarded, image.MAX_BYTES)
         if needed <= image.MAX_BYTES:
             return Policy(builder.finish(), program, maps, of_rules)
         if limit == 1:

@@ -160,40 +160,67 @@ def _intersect(one: Ranges, two: Ranges) -> Ranges:
     return tuple(found)
 
 
-def _both(one: Term, two: Term) -> Term | None:
-    """None: no packet can be in both."""
+def _both(one: Term, two: Term) -> Term:
+    """What no packet can meet is kept: of one that is cut off before the field it cannot be told."""
     found = dict(one)
     for field, allowed in two.items():
         if field in found:
             before = found[field]
             ranges = tuple(_intersect(a, b) for a, b in zip(before.ranges, allowed.ranges, strict=True))
-            allowed = Allowed(ranges, before.none and allowed.none)
-        if not allowed.none and not any(allowed.ranges):
-            return None
-        found[field] = allowed
+            found[field] = Allowed(ranges, before.none and allowed.none)
+        else:
+            found[field] = allowed
     return found
 
 
-def terms(node: Node, unguarded: set[Test]) -> list[Term]:
-    """A packet for which `node` is not false meets all of one of these, as far as it shows its headers."""
-    return _alternatives(node, True, unguarded)
+def terms(node: Node, unguarded: set[Test]) -> tuple[list[Term], bool]:
+    """A packet for which `node` is not false meets all of one of these, as far as it shows its headers. And whether they are exact: the
+    node is true for every packet that does and shows what they ask for."""
+    finder = _Finder(unguarded)
+    return finder.find(node, True), finder.exact
 
 
-def _alternatives(node: Node, wanted: bool, unguarded: set[Test]) -> list[Term]:
-    """Where `node` may be `wanted`."""
-    if isinstance(node, Not):
-        return _alternatives(node.item, not wanted, unguarded)
-    if isinstance(node, And | Or):
-        parts = [_alternatives(item, wanted, unguarded) for item in node.items]
-        return _product(parts) if isinstance(node, And) == wanted else _sum(parts)
-    if is_predicate(node) or node in unguarded:
+@dataclass(slots=True)
+class _Finder:
+    unguarded: set[Test]
+    exact: bool = True
+
+    def find(self, node: Node, wanted: bool) -> list[Term]:
+        """Where `node` may be `wanted`."""
+        if isinstance(node, Not):
+            return self.find(node.item, not wanted)
+        if isinstance(node, And | Or):
+            parts = [self.find(item, wanted) for item in node.items]
+            return self.product(parts) if isinstance(node, And) == wanted else self.sum(parts)
+        if is_predicate(node) or node in self.unguarded:
+            return self.anything()
+        if isinstance(node, tree.EtherType) and node.value in TAG_ETHERTYPES:
+            return self.anything()  # it may be the ethertype in front of a tag or behind it
+        return _of_test(node, wanted)
+
+    def anything(self) -> list[Term]:
+        self.exact = False
         return [{}]
-    return _of_test(node, wanted)
+
+    def sum(self, parts: list[list[Term]]) -> list[Term]:
+        found = [term for part in parts for term in part]
+        if len(found) <= MAX_TERMS:
+            return found
+        self.exact = False
+        return _joined(found)
+
+    def product(self, parts: list[list[Term]]) -> list[Term]:
+        """The parts with the fewest alternatives first, as long as there are not too many; leaving one out allows more, never less."""
+        found: list[Term] = [{}]
+        for part in sorted(parts, key=len):
+            if len(part) == 1 or len(found) * len(part) <= MAX_TERMS:
+                found = [_both(one, two) for one in found for two in part]
+            else:
+                self.exact = False
+        return found
 
 
 def _of_test(test: Test, wanted: bool) -> list[Term]:
-    if isinstance(test, tree.EtherType) and test.value in TAG_ETHERTYPES:
-        return [{}]  # it may be the ethertype in front of a tag or behind it
     tag = f"tag{len(getattr(test, 'layer', ()))}"
     at_its_depth = hasattr(test, "layer") and tag in TABLES and not isinstance(test, tree.Tagged | tree.VlanId | tree.Mac | tree.MacGroup)
     by_field: dict[str, dict[str, Ranges]] = {}
@@ -215,21 +242,7 @@ def _of_test(test: Test, wanted: bool) -> list[Term]:
     return [whole] if wanted else found
 
 
-def _sum(parts: list[list[Term]]) -> list[Term]:
-    found = [term for part in parts for term in part]
-    return found if len(found) <= MAX_TERMS else _fewer(found)
-
-
-def _product(parts: list[list[Term]]) -> list[Term]:
-    """The parts with the fewest alternatives first, as long as there are not too many; leaving one out allows more, never less."""
-    found: list[Term] = [{}]
-    for part in sorted(parts, key=len):
-        if len(part) == 1 or len(found) * len(part) <= MAX_TERMS:
-            found = [both for one in found for two in part if (both := _both(one, two)) is not None]
-    return found
-
-
-def _fewer(found: list[Term]) -> list[Term]:
+def _joined(found: list[Term]) -> list[Term]:
     """One alternative that allows all of them, in the fields that all of them ask for."""
     fields = set.intersection(*(set(term) for term in found))
     joined: Term = {}

@@ -168,8 +168,7 @@ IMAGE = np.dtype(
         ("n_words", "<i8"),  # of 64 terms each
         ("n_predicates", "<i8"),
         ("predicates_at", "<i8"),  # u4[n_predicates]: the row of TEST that each is
-        ("n_key_words", "<i8"),  # words of the key that any field has bits of
-        ("pad", "<i8", (4,)),
+        ("pad", "<i8", (5,)),
     ]
 )
 

@@ -49,7 +49,6 @@ def add_tables(builder: Builder, program: Program, of_rules: list[list[Term]], u
         if builder.size_bytes > limit:
             return builder.size_bytes
     _add_input(builder, index)
-    builder.header[0]["n_key_words"] = sum(bits > 0 for bits in index.used)
     return builder.size_bytes
 
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.config.policy import PolicyError, compile_policy
-from broker.config.policy.image import CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, IMAGE, MAP, RULE, check_image
+from broker.config.policy.image import CODE_SHIFT, CODE_SKIP_FALSE, CODE_SKIP_TRUE, CODE_TEST, IMAGE, MAP, RULE, VERSION, check_image
 from broker.core.model import Config, Input, Map, Rule, Tool
 from broker.core.stage import Generation
 from tests.stages.filter.judging import Judge, one_map_each

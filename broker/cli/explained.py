@@ -1,0 +1,136 @@
+"""What the judge says of one packet, as values with a name each: what ``tapmesh explain --json`` prints and its text is made of. Pure.
+
+| key | what |
+|---|---|
+| packet | number and file if it was captured, hex, captured_bytes, wire_bytes, time, and the fields that the parser found |
+| input | name |
+| delivers | names of the tools that get it |
+| verdict | {cause: forwarded, collected, filtered, rule, undetermined} |
+| decisions | for each map {map, decision: pass, drop, none, undetermined or input, rule: from 0 as in `maps[0].rules[1]`, or null} |
+| maps | the same, with rule_number (from 1), expression and line of the rule, and `tried` |
+| maps[].tried | for each rule {rule, action, expression, line, answer, failed_test, reason, tests: [{test, answer}]} |
+| frames | for each frame {tool, header: hex, data_at, data_len, outer: hex of all that is sent} |
+
+An answer is true, false or undetermined. `failed_test` is the test that made the rule false or undetermined (several where all
+alternatives of an `or` did), `reason` what the packet shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from broker.config.policy.compiler import Policy
+from broker.config.policy.describe import ANSWERS, describe, reasons
+from broker.config.policy.image import FALSE, TRUE, UNDETERMINED
+from broker.config.policy.observe import observed, unseen
+from broker.config.policy.program import Rule
+from broker.config.policy.tree import And, Node, Not, Or
+from broker.config.policy_tests import Decision
+from broker.core.model import Config, Map
+
+
+def explained(config: Config, policy: Policy, answer: dict[str, Any]) -> dict[str, Any]:
+    """`answer`: of `Judge.explain`; `policy` is built from `config`."""
+    about, decision = answer["packet"], answer["decision"]
+    fields = {"captured_bytes": len(about["data"]), "wire_bytes": about["wirelen"], **about["fields"]}
+    time = {"time": f"{datetime.fromtimestamp(about['ts_ns'] // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{about['ts_ns'] % 10**9:09d}Z"}
+    packet = {**(time if about["ts_ns"] else {}), **fields, "hex": about["data"].hex()}
+    words = _Words(policy, fields)
+    maps = [
+        {**_decided(m, said), "tried": [words.tried(m, policy.program.rules[rules.start + tried[0]], *tried) for tried in all_tried]}
+        for m, rules, said, all_tried in zip(config.maps, policy.maps, decision.maps, answer["maps"], strict=True)
+    ]
+    return {
+        "packet": packet,
+        "input": next((i.name for i in config.inputs if i.slot == about["input"]), None),
+        "delivers": list(decision.delivers),
+        "verdict": {"cause": decision.cause},
+        "decisions": _decisions(decision),
+        "maps": maps,
+        "frames": [
+            {
+                "tool": frame["tool"],
+                "header": frame["header"].hex(),
+                "data_at": frame["data_at"],
+                "data_len": frame["data_len"],
+                "outer": (frame["header"] + frame["data"]).hex(),
+            }
+            for frame in answer["frames"]
+        ],
+    }
+
+
+def _decisions(decision: Decision) -> list[dict[str, Any]]:
+    return [{"map": name, "decision": said, "rule": None if rule < 0 else rule} for name, said, rule in decision.maps]
+
+
+def _decided(value: Map, said: tuple[str, str, int]) -> dict[str, Any]:
+    _, decision, number = said
+    found: dict[str, Any] = {"map": value.name, "decision": decision, "rule": None}
+    if number >= 0:
+        rule = value.rules[number]
+        found |= {"rule": number, "rule_number": number + 1, "action": rule.action, "expression": rule.expression}
+        found |= {"line": str(rule.place) if rule.place else None}
+    return found
+
+
+class _Words:
+    """Thousands of rules have tests in common: each is put in words once."""
+
+    def __init__(self, policy: Policy, fields: dict[str, Any]) -> None:
+        self._tests = list(policy.program.tests)
+        self._texts: list[str] = [""] * len(self._tests)
+        self._fields = fields
+        self._asked: dict[tuple[int, int], dict[str, str]] = {}
+        self._why: dict[tuple[int, int], str] = {}
+
+    def tried(self, value: Map, compiled: Rule, number: int, answer: int, asked: Sequence[int]) -> dict[str, Any]:
+        rule = value.rules[number]
+        pairs = list(zip(asked[::2], asked[1::2], strict=True))
+        failed_test, reason = (None, None) if answer == TRUE else self._failed(value, compiled, answer, pairs)
+        return {
+            "rule": number,
+            "action": rule.action,
+            "expression": rule.expression,
+            "line": str(rule.place) if rule.place else None,
+            "answer": ANSWERS[answer],
+            "failed_test": failed_test,
+            "reason": reason,
+            "tests": [self._asked.get(pair) or self._said(pair) for pair in pairs],
+        }
+
+    def _text(self, row: int) -> str:
+        text = self._texts[row]
+        if not text:
+            text = self._texts[row] = describe(self._tests[row])
+        return text
+
+    def _said(self, pair: tuple[int, int]) -> dict[str, str]:
+        made = self._asked[pair] = {"test": self._text(pair[0]), "answer": ANSWERS[pair[1]]}
+        return made
+
+    def _failed(self, value: Map, compiled: Rule, answer: int, pairs: list[tuple[int, int]]) -> tuple[str, str]:
+        ended = value.undetermined == "libpcap" and pairs[-1][1] == UNDETERMINED
+        decided = pairs[-1:] if ended or (answer == FALSE and _is_list(compiled.node, len(pairs))) else self._deciding(compiled, pairs)
+        texts = [("not " if answer == FALSE and said == TRUE else "") + self._text(row) for row, said in decided]
+        if len(decided) == 1:
+            return texts[0], self._reason(decided[0])
+        return " or ".join(texts), ", ".join(dict.fromkeys(filter(None, map(self._reason, decided))))
+
+    def _deciding(self, compiled: Rule, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        row_of = {self._tests[row]: (row, said) for row, said in pairs}
+        _, found = reasons(compiled.node, {test: said for test, (_, said) in row_of.items()})
+        return [row_of[test] for test in dict.fromkeys(found)]
+
+    def _reason(self, pair: tuple[int, int]) -> str:
+        if pair not in self._why:
+            test = self._tests[pair[0]]
+            self._why[pair] = unseen(test, self._fields) if pair[1] == UNDETERMINED else observed(test, self._fields)
+        return self._why[pair]
+
+
+def _is_list(node: Node, n: int) -> bool:
+    """An AND whose first n operands are single tests: the last one asked is the one that failed."""
+    return isinstance(node, And) and not any(isinstance(item, Not | And | Or) for item in node.items[:n])

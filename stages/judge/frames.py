@@ -1,0 +1,60 @@
+"""What would be sent of one packet: the encapsulate stage over a block that holds nothing else.
+
+The bytes are those that the wire would carry, as in a tool's file: the source address is the one that the route says, and UDP checksums,
+which on sockets the kernel makes, are made. Of what depends on the traffic before it, a frame is the first of its tool: sequence number
+and IPv4 identification are 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from broker.core import layout
+from broker.core.batch import Batch, heap_batch
+from broker.core.layout import Geometry
+from broker.core.model import Config, Lane, Tool
+from broker.core.stage import Generation
+from stages.encapsulate.routes import addresses
+from stages.encapsulate.stage import Encapsulate
+from stages.encapsulate.templates import HEADER_ROOM
+from stages.judge.policy import Alone
+
+GEOMETRY = Geometry(max_packets=1, max_frames=layout.TOOLS, header_bytes=layout.TOOLS * HEADER_ROOM)
+
+
+def one_packet_batch() -> Batch:
+    return heap_batch(GEOMETRY)
+
+
+def frames(batch: Batch, generation: Generation) -> list[dict[str, Any]]:
+    """`batch`: of `one_packet_batch`, judged."""
+    config = generation.config
+    stage = Encapsulate()
+    alone = Alone(Path(), Lane(0, config.inputs), GEOMETRY)
+    stage.open(alone.context)
+    stage.load(replace(generation, config=_in_files(config)))
+    batch.seq = 0
+    stage.step(batch)
+    stage.close()
+    names = {tool.slot: tool.name for tool in config.tools}
+    found = []
+    for frame in batch.frames[: int(batch.block["n_frames"][0])]:
+        at, n = int(frame["header_at"]), int(frame["header_len"])
+        data_at = int(frame["data_at"])
+        header, data = batch.headers[at : at + n].tobytes(), batch.data[data_at : data_at + int(frame["data_len"])].tobytes()
+        offset = data_at - int(batch.packets[0]["data_at"])
+        found.append({"tool": names[int(frame["tool"])], "header": header, "data_at": offset, "data_len": len(data), "data": data})
+    return found
+
+
+def _in_files(config: Config) -> Config:
+    return replace(config, tools=tuple(_in_file(tool) for tool in config.tools))
+
+
+def _in_file(tool: Tool) -> Tool:
+    if tool.tunnel is None or tool.file:
+        return tool
+    source, _ = addresses(tool.tunnel, ask_routes=True)
+    return replace(tool, file="-", tunnel=replace(tool.tunnel, source=str(source)))
