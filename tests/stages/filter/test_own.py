@@ -40,7 +40,7 @@ def test_a_packet_cut_anywhere_is_answered_as_the_twin_answers(undetermined: str
 
 def test_an_empty_set_is_never_there() -> None:
     texts = ("vlan $none", "ttl $none", "inner gre key $none", "port {$none}", "host {$none}", "len {$none}", "ether host {$none}")
-    judge = Judge(one_map_each(texts, undetermined="deliver", sets={"none": ()}))
+    judge = Judge(one_map_each(texts, sets={"none": ()}))
     assert set(judge.verdicts(tunnel_traffic.some(300, seed=34))) == {0}
 
 
