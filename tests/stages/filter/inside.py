@@ -10,6 +10,7 @@ from tests.stages.filter.twin_layers import CannotTellError, number
 TAGS = (0x8100, 0x88A8, 0x9100)
 EXTENSIONS = (0, 43, 60, 135)
 MOVABLE = (*EXTENSIONS, 51)  # AH as well
+NO_TYPE = -1  # a tunnel that says 0: it is known, and nobody's
 
 
 class HiddenError(Exception):
@@ -224,7 +225,7 @@ def inside(packet: Packet) -> Packet | None:
 def by_type(ethertype: int, data: bytes) -> Packet:
     if ethertype == 0x6558:
         return Packet(data)
-    return Packet(data, 0 if ethertype in (0x800, 0x86DD) else ethertype)
+    return Packet(data, 0 if ethertype in (0x800, 0x86DD) else ethertype or NO_TYPE)
 
 
 def in_gre(data: bytes) -> Packet | None:

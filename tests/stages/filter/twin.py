@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from broker.config.policy import parse_expression
 from broker.config.policy import tree as t
+from broker.config.policy.simplify import simplify
 from broker.core.model import Config, Map
 from tests.stages.filter import inside, twin_layers
 from tests.stages.filter.inside import HiddenError
@@ -215,9 +216,13 @@ class Twin:
     reference: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
-        self.rules = {m.name: [(r.action, parse_expression(r.expression, self.config.sets)) for r in m.rules] for m in self.config.maps}
+        self.rules = {m.name: [(r.action, self.tree(r.expression)) for r in m.rules] for m in self.config.maps}
         self.tool = {tool.name: tool.slot for tool in self.config.tools}
         self.input = {i.name: i.slot for i in self.config.inputs}
+
+    def tree(self, expression: str) -> t.Node:
+        """Simplified: a TCP flag or ICMP type of a later fragment is that of its first, also where bytes of the header were written."""
+        return simplify(parse_expression(expression, self.config.sets))
 
     def rule_counts(self, name: str) -> list[tuple[int, int, int]]:
         """(packets, bytes, undetermined packets) of each rule of a map."""

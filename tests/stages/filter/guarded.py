@@ -1,0 +1,49 @@
+"""Memory for packets in which one byte too far is the end of the process: each frame has a page, and no page beside it may be touched."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.core.batch import Batch, heap_batch
+from broker.core.layout import PAGE, Geometry
+from tests.stages.filter.mutations import BLOCK, WIDTH, Frames
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_PROT_NONE = 0
+assert WIDTH <= PAGE
+
+
+class Guarded:
+    """A batch whose data are pages, every other one of them forbidden, the first and the last too."""
+
+    def __init__(self) -> None:
+        size = (2 * BLOCK + 1) * PAGE
+        self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
+        self._pages = memory[PAGE:].reshape(BLOCK, 2 * PAGE)[:, :PAGE]
+        at = int(memory.ctypes.data)
+        for page in range(0, 2 * BLOCK + 1, 2):
+            if _libc.mprotect(at + page * PAGE, PAGE, _PROT_NONE):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        self.batch: Batch = heap_batch(Geometry(max_packets=BLOCK, max_frames=BLOCK, data_bytes=PAGE))
+        self.batch.data_at, self.batch.data_bytes = at, size
+
+    def put(self, frames: Frames, *, at_end: bool) -> None:
+        """Each frame ends with its page, or begins with it."""
+        n, batch = len(frames), self.batch
+        pages = PAGE * (1 + 2 * np.arange(n))
+        if at_end:
+            columns = np.arange(WIDTH) - (WIDTH - frames.lengths[:, None])
+            self._pages[:n, PAGE - WIDTH :] = np.take_along_axis(frames.data, np.maximum(columns, 0), axis=1)
+            pages += PAGE - frames.lengths
+        else:
+            self._pages[:n, :WIDTH] = frames.data
+        rows = batch.packets
+        rows["ts_ns"][:n], rows["data_at"][:n], rows["caplen"][:n] = frames.times_ns, pages, frames.lengths
+        rows["wirelen"][:n], rows["input"][:n] = frames.wirelens, frames.inputs
+        batch.block["n_packets"] = n
