@@ -262,11 +262,14 @@ def _learn(entry: int, row: int) -> None:
 
 @kernel
 def _follow(row: int, entry: int) -> None:
-    store16(row + _ROW_SOURCE_PORT, load16(entry + _SOURCE_PORT))
-    store16(row + _ROW_DESTINATION_PORT, load16(entry + _DESTINATION_PORT))
-    store8(row + _ROW_SOURCE_STATE, load8(entry + _SOURCE_STATE))
-    store8(row + _ROW_DESTINATION_STATE, load8(entry + _DESTINATION_STATE))
-    store16(row + _ROW_DETAIL, load16(entry + _DETAIL))
+    """What the first does not show, as it is not looked for behind other extension headers, stays hidden."""
+    if load8(entry + _SOURCE_STATE) != PORT_NONE:
+        store16(row + _ROW_SOURCE_PORT, load16(entry + _SOURCE_PORT))
+        store16(row + _ROW_DESTINATION_PORT, load16(entry + _DESTINATION_PORT))
+        store8(row + _ROW_SOURCE_STATE, load8(entry + _SOURCE_STATE))
+        store8(row + _ROW_DESTINATION_STATE, load8(entry + _DESTINATION_STATE))
+    if load16(entry + _DETAIL) != DETAIL_NONE:
+        store16(row + _ROW_DETAIL, load16(entry + _DETAIL))
     store8(row + _ROW_FRAGMENT, FRAGMENT_FOLLOWED)
 
 

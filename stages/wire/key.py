@@ -9,7 +9,7 @@ Of an odd row all is filled that the bytes at hand say: a protocol that is cut o
 | FRAGMENT_NONE | no fragment | its own |
 | FRAGMENT_FIRST | the fragment at offset 0, with more to come | its own |
 | FRAGMENT_LATER | a later one; its first is not known or too short. Or any, if its fragment header is cut off | hidden; cut |
-| FRAGMENT_FOLLOWED | a later one; its first is known | those of its first |
+| FRAGMENT_FOLLOWED | a later one; its first is known | those of its first, as far as it shows any |
 | FRAGMENT_ATOMIC | IPv6, offset 0 and no more: whole (RFC 6946) | its own |
 | FRAGMENT_TINY | a first one without all of what ports and flags stand in (RFC 1858, 7112), or TCP at offset 8 (RFC 3128) | hidden |
 | FRAGMENT_CONFLICT | of a datagram whose fragments contradict each other (RFC 5722) | hidden |

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from broker.core.layout import Geometry
 from broker.core.model import Config, Input, Map, Rule, Tool
 from tests import packets as p
 from tests.stages.filter import mutations
+from tests.stages.filter.bulk_twin import BulkTwin
 from tests.stages.filter.guarded import Guarded
 from tests.stages.filter.judging import Frame, Judge
 from tests.stages.filter.mutations import Frames
@@ -45,6 +47,8 @@ inner (src net 10.0.0.0/8 and not port 53) or inner mpls label 5 | inner (fragme
 inner gtp teid 7 or inner geneve vni 7 or inner erspan id 7 | llc or stp | pppoes and not ip6 | not ip and not arp and ether proto 0x8847
 """
 TEXTS = tuple(text.strip() for line in RULES.strip().splitlines() for text in line.split(" | "))
+INNER = tuple(text for text in TEXTS if "inner" in text)
+OUTER = tuple(text for text in TEXTS if text not in INNER)
 MODES = ("deliver", "drop", "libpcap")
 INPUTS = (0, 1, 63)
 
@@ -63,6 +67,7 @@ def policy(texts: tuple[str, ...], n_maps: int, *, copies: int, first_mode: int 
 
 GEOMETRY = Geometry(max_packets=mutations.BLOCK, max_frames=mutations.BLOCK)
 FIELDS = ("verdict", "cause", "flow")
+CAUSE_NAMES = np.array([CAUSES.get(cause, "") for cause in range(max(CAUSES) + 1)])
 
 
 def step(judge: Judge, memory: Guarded, number: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -76,36 +81,46 @@ def said(frames: Frames, i: int, *answers: object) -> str:
     return f"{about}: {' | '.join(map(str, answers))}"
 
 
-def paths(n_frames: int) -> dict[str, object]:
-    """By index and memo at the end of pages, in order there too, and by index and memo at the beginning of pages."""
-    config, memory = policy(TEXTS, 15, copies=2), Guarded()
-    fast, before = (Judge(config, geometry=GEOMETRY) for _ in range(2))
-    exact = Judge(config, memo=False, index=False, geometry=GEOMETRY)
+def judged(n_frames: int, seed: int) -> dict[str, object]:
+    """By index and memo and by every rule in order, both at the end of pages; at their beginning against the twin, without tunnels."""
+    config, outer, memory = policy(TEXTS, 20, copies=2), policy(OUTER, 20, copies=2, first_mode=seed), Guarded()
+    fast, beside = Judge(config, geometry=GEOMETRY), Judge(outer, geometry=GEOMETRY)
+    exact, twin = Judge(config, memo=False, index=False, geometry=GEOMETRY), BulkTwin(outer)
     differences: list[str] = []
+    contradictions: list[str] = []
     outcomes: Counter[int] = Counter()
-    for number, frames in enumerate(mutations.blocks(1, n_frames)):
+    n_promised = 0
+    for number, frames in enumerate(mutations.blocks(seed, n_frames)):
         memory.put(frames, at_end=True)
-        found = [step(fast, memory, number), step(exact, memory, number)]
-        memory.put(frames, at_end=False)
-        found.append(step(before, memory, number))
-        wrong = np.nonzero((found[0] != found[1]).any(0) | (found[0] != found[2]).any(0))[0]
-        differences += [said(frames, i, *(one[:, i].tolist() for one in found)) for i in wrong[: 20 - len(differences)].tolist()]
+        found = step(fast, memory, number), step(exact, memory, number)
+        differences += [said(frames, i, found[0][:, i], found[1][:, i]) for i in np.nonzero((found[0] != found[1]).any(0))[0]]
         outcomes.update(found[0][0].tolist())
-    counters = [judge.counters.tolist() for judge in (fast, exact, before)]
-    rules = [judge.rules() for judge in (fast, exact, before)]
+        memory.put(frames, at_end=False)
+        verdicts, causes, _ = step(beside, memory, number)
+        wanted = twin.judge(frames)
+        wrong = (verdicts.view(np.uint64) != wanted.verdicts) | (CAUSE_NAMES[causes] != wanted.causes)
+        contradictions += [
+            said(frames, i, verdicts[i], CAUSES[int(causes[i])], wanted.verdicts[i], wanted.causes[i])
+            for i in np.nonzero(wrong & wanted.promised)[0]
+        ]
+        n_promised += int(wanted.promised.sum())
+        if len(differences) + len(contradictions) > 50:
+            break
     texts = [rule.expression for m in config.maps for rule in m.rules]
-    decided = {text for text, (packets, _, _) in zip(texts, rules[0], strict=True) if packets}
+    decided = {text for text, (packets, _, _) in zip(texts, fast.rules(), strict=True) if packets}
     return {
         "differences": differences,
-        "counters agree": counters[0] == counters[1] == counters[2] and rules[0] == rules[1] == rules[2],
+        "counters agree": fast.counters.tolist() == exact.counters.tolist() and fast.rules() == exact.rules(),
+        "contradictions": contradictions,
+        "promised": n_promised,
         "never decided": sorted(set(TEXTS) - decided),
         "verdicts": len(outcomes),
         "fragments": {name: fast.count(f"fragments_{name}_packets") for name in ("followed", "unknown", "tiny", "overlapping", "atomic")},
-        "runs": [int(judge.stage.state.header["n_runs"][0]) for judge in (fast, exact, before)],
+        "runs": [int(judge.stage.state.header["n_runs"][0]) for judge in (fast, exact)],
     }
 
 
-# ---- the slow twin
+# ---- the slow twin, which knows tunnels
 
 
 class Dated(Reference):
@@ -123,24 +138,44 @@ class Dated(Reference):
         return self.answer is None or self.answer.datagram is None or not self.answer.datagram.loose
 
 
-def twin(n_frames: int, seed: int) -> dict[str, object]:
-    config, memory, reference = policy(TEXTS, 15, copies=1, first_mode=seed), Guarded(), Dated()
+def tunnels(n_frames: int, seed: int) -> dict[str, object]:
+    config, memory, reference = policy(INNER, 7, copies=1, first_mode=seed), Guarded(), Dated()
     judge, slow = Judge(config, geometry=GEOMETRY), Twin(config, reference=reference)
-    differences: list[str] = []
-    n_judged = 0
+    contradictions: list[str] = []
+    n_promised = 0
     for number, frames in enumerate(mutations.blocks(seed, n_frames)):
-        memory.put(frames, at_end=True)
+        memory.put(frames, at_end=False)
         verdicts, causes, _ = step(judge, memory, number)
-        reference.datagrams.clear()  # time has passed
-        for i in range(len(frames)):
-            reference.now_ns = int(frames.times_ns[i])
-            tools, why = slow.judge(Frame(frames.bytes_of(i), int(frames.wirelens[i]), int(frames.inputs[i])))
-            n_judged += reference.promises()
-            if reference.promises() and (sum(1 << tool for tool in tools), why) != (int(verdicts[i]), CAUSES[int(causes[i])]):
-                differences.append(said(frames, i, verdicts[i], causes[i], sum(1 << tool for tool in tools), why))
-        if len(differences) > 20:
+        for i, (wanted, why, promised) in enumerate(twin_judges(slow, reference, frames)):
+            n_promised += promised
+            if promised and (wanted, why) != (int(verdicts[i]), CAUSES[int(causes[i])]):
+                contradictions.append(said(frames, i, verdicts[i], causes[i], wanted, why))
+        if len(contradictions) > 50:
             break
-    return {"differences": differences[:20], "judged": n_judged}
+    return {"contradictions": contradictions, "promised": n_promised}
+
+
+def twin_judges(slow: Twin, reference: Dated, frames: Frames) -> Iterator[tuple[int, str, bool]]:
+    """Verdict, cause, and whether the filter promises to say the same."""
+    reference.datagrams.clear()  # time has passed
+    for i in range(len(frames)):
+        reference.now_ns = int(frames.times_ns[i])
+        tools, why = slow.judge(Frame(frames.bytes_of(i), int(frames.wirelens[i]), int(frames.inputs[i])))
+        yield sum(1 << tool for tool in tools), why, reference.promises()
+
+
+def twins(n_frames: int, seed: int) -> dict[str, object]:
+    """The twin in bulk against the twin."""
+    config, reference = policy(OUTER, 20, copies=1, first_mode=seed), Dated()
+    slow, bulk = Twin(config, reference=reference), BulkTwin(config)
+    contradictions: list[str] = []
+    for frames in mutations.blocks(seed, n_frames):
+        found = bulk.judge(frames)
+        for i, wanted in enumerate(twin_judges(slow, reference, frames)):
+            one = int(found.verdicts[i]), str(found.causes[i]), bool(found.promised[i])
+            if one != wanted:
+                contradictions.append(said(frames, i, one, wanted))
+    return {"contradictions": contradictions}
 
 
 # ---- what a read too far does
@@ -170,4 +205,4 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(3600)
     what, *numbers = sys.argv[1:]
-    json.dump({"paths": paths, "twin": twin, "lie": lie}[what](*map(int, numbers)), sys.stdout)
+    json.dump({"judged": judged, "tunnels": tunnels, "twins": twins, "lie": lie}[what](*map(int, numbers)), sys.stdout)

@@ -18,12 +18,12 @@ from tests.corpus import sample
 from tests.stages.filter import traffic, tunnel_traffic
 
 WIDTH = 400  # bytes of the longest frame: more than any chain of IPv6 extension headers that is walked
-BLOCK = 1000  # frames at a time
+BLOCK = 4000  # frames at a time
 BLOCK_NS = 61_000_000_000  # from one block to the next: a datagram is forgotten by then
 _SOURCES = 4000
 _DATAGRAMS = 300
 _PIECES = 5  # of a datagram at most: more of them need not be remembered
-_RUNS = 20  # datagrams of a block
+_RUNS = 80  # datagrams of a block
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]

@@ -179,3 +179,15 @@ def test_a_later_fragment_goes_where_its_first_went(port: int) -> None:
         assert judge.verdicts(frames) == [expected] * 4
         assert judge.count("undetermined_packets") == 0
     assert Judge(config(Rule("pass", "tcp port 80"), undetermined="libpcap")).verdicts(frames) == [expected, 0, 0, 0]
+
+
+@pytest.mark.parametrize("expression", ["tcp port 80", "tcp flags syn", "not port 80"])
+@pytest.mark.parametrize("index", [True, False])
+def test_of_a_later_fragment_whose_first_is_not_looked_into_the_ports_cannot_be_told(expression: str, index: bool) -> None:
+    """The fragment header of the first is behind another extension header, that of the later one is not."""
+    first = p.hop_by_hop(p.FRAGMENT, p.fragment_header(p.TCP, p.tcp(4000, 80, payload=bytes(12)), more=True))
+    later = p.fragment_header(p.TCP, bytes(32), offset=32)
+    packets = p.ipv6("fe80::1", "fe80::2", p.HOPOPTS, first), p.ipv6("fe80::1", "fe80::2", p.FRAGMENT, later)
+    judge = Judge(config(Rule("pass", expression), undetermined="drop"), index=index)
+    causes = [cause for _, cause, _ in judge.judge([frame(p.ethernet(packet, type=p.ETH_IP6)) for packet in packets])]
+    assert causes == [CAUSE_FORWARDED if expression.startswith("not") else CAUSE_FILTERED, CAUSE_UNDETERMINED]

@@ -206,8 +206,14 @@ class Reference:
         if part.start == 0:
             known.first = shown
         elif part.fragment == LATER and known.first is not None and known.first[0] == FIRST:
-            shown = (FOLLOWED, *known.first[1:])
+            shown = self._following(shown, known.first)
         return Answer(shown, part.too_long, known)
+
+    @staticmethod
+    def _following(own: Shown, known: Shown) -> Shown:
+        """A first one whose fragment header is deep shows nothing that could be passed on."""
+        ports = own[1:5] if known[1] == ABSENT else known[1:5]
+        return (FOLLOWED, *ports, own[5] if known[5] == NO_DETAIL else known[5])
 
     @staticmethod
     def _hidden(part: Part) -> Shown:
