@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from broker.core.errors import TapmeshError
@@ -25,12 +26,17 @@ class CacheError(TapmeshError):
     """There is no place to keep compiled kernels, or it is not safe to take code from."""
 
 
-def _digest() -> str:
-    digest = hashlib.sha256()
+def _sources() -> Iterator[tuple[str, Path]]:
     for pattern in _SOURCES:
         for path in sorted(_ROOT.glob(pattern)):
             if not (name := path.relative_to(_ROOT).as_posix()).startswith(_WITHOUT):
-                digest.update(name.encode() + b"\0" + path.read_bytes())
+                yield name, path
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for name, path in _sources():
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     facts = (
         sys.version,
         importlib.metadata.version("numba"),
@@ -39,6 +45,13 @@ def _digest() -> str:
     )
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
+
+
+def complete(directory: Path) -> Path:
+    """The file that says that all kernels are in the directory. Its name says where the sources lie and when they were written, for numba
+    asks that too: it takes nothing that was compiled of a copy of them, or before they were installed again."""
+    facts = (str(_ROOT), *((name, path.stat().st_mtime_ns) for name, path in _sources()))
+    return directory / f"complete-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 def base_directory() -> Path:

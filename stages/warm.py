@@ -1,6 +1,6 @@
 """Kernels ready to run: loaded from the cache or, when that is cold, compiled first by one throw-away process.
 
-Compiling takes ten seconds of CPU and 100 MB more than running does; on the agent's one vCPU it must not happen in every stage at once,
+Compiling takes half a minute of CPU and 100 MB more than running does; on the agent's one vCPU it must not happen in every stage at once,
 and what it allocates must not stay.
 """
 
@@ -10,10 +10,14 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 from broker.core.errors import TapmeshError
+from stages import cache
 from stages.registry import import_all
+
+_LOOK_S = 0.5
 
 
 def warm(progress: Callable[[str], None]) -> None:
@@ -22,11 +26,11 @@ def warm(progress: Callable[[str], None]) -> None:
 
     if jit.PLAIN:
         return
-    complete = jit.CACHE_DIRECTORY / "complete"
+    complete = cache.complete(jit.CACHE_DIRECTORY)
     if not complete.exists():
         lock = os.open(jit.CACHE_DIRECTORY / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait_for(lock, progress)
             if not complete.exists():
                 _compile_apart(progress)
                 complete.touch()
@@ -35,6 +39,16 @@ def warm(progress: Callable[[str], None]) -> None:
     import_all()
     for _ in jit.warm_all():
         pass
+
+
+def _wait_for(lock: int, progress: Callable[[str], None]) -> None:
+    """Who listens to `progress` takes us for stuck if nothing is heard while another process compiles."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("another process compiles the kernels")
+            time.sleep(_LOOK_S)
 
 
 def _compile_apart(progress: Callable[[str], None]) -> None:

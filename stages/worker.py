@@ -35,7 +35,7 @@ def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
     runner = None
     try:
-        config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"])).config
+        config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"]), rules=False).config
         plan = lanes(config)
         if not 0 <= lane < len(plan):
             raise PipelineError(f"pipeline {pipeline.name!r} has lanes 0 to {len(plan) - 1}, not {lane}")

@@ -75,7 +75,7 @@ def generation_of(pipeline: Pipeline) -> str:
     number = int(pipeline.header[0]["generation"])
     if not number:
         return "none yet"
-    return f"{number} (node {read_generation(pipeline.directory, number).config.node})"
+    return f"{number} (node {read_generation(pipeline.directory, number, rules=False).config.node})"
 
 
 def writable_directory(path: Path) -> Path:

@@ -17,7 +17,6 @@ alternatives of an `or` did), `reason` what the packet shows there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +28,8 @@ from broker.config.policy.program import Rule
 from broker.config.policy.tree import And, Node, Not, Or
 from broker.config.policy_tests import Decision
 from broker.core.model import Config, Map
+
+_GROUPS = frozenset((And, Or, Not))
 
 
 def explained(config: Config, policy: Policy, answer: dict[str, Any]) -> dict[str, Any]:
@@ -77,19 +78,17 @@ def _decided(value: Map, said: tuple[str, str, int]) -> dict[str, Any]:
 
 
 class _Words:
-    """Thousands of rules have tests in common: each is put in words once."""
+    """Thousands of rules have tests in common: each is put in words once. What was asked is row << 2 | answer."""
 
     def __init__(self, policy: Policy, fields: dict[str, Any]) -> None:
         self._tests = list(policy.program.tests)
-        self._texts: list[str] = [""] * len(self._tests)
         self._fields = fields
-        self._asked: dict[tuple[int, int], dict[str, str]] = {}
-        self._why: dict[tuple[int, int], str] = {}
+        self._asked: dict[int, dict[str, str]] = {}
+        self._reasons: dict[int, str] = {}
 
-    def tried(self, value: Map, compiled: Rule, number: int, answer: int, asked: Sequence[int]) -> dict[str, Any]:
+    def tried(self, value: Map, compiled: Rule, number: int, answer: int, asked: list[int]) -> dict[str, Any]:
         rule = value.rules[number]
-        pairs = list(zip(asked[::2], asked[1::2], strict=True))
-        failed_test, reason = (None, None) if answer == TRUE else self._failed(value, compiled, answer, pairs)
+        failed_test, reason = (None, None) if answer == TRUE else self._failed(value, compiled, answer, asked)
         return {
             "rule": number,
             "action": rule.action,
@@ -98,39 +97,36 @@ class _Words:
             "answer": ANSWERS[answer],
             "failed_test": failed_test,
             "reason": reason,
-            "tests": [self._asked.get(pair) or self._said(pair) for pair in pairs],
+            "tests": [self._asked.get(one) or self._said(one) for one in asked],
         }
 
-    def _text(self, row: int) -> str:
-        text = self._texts[row]
-        if not text:
-            text = self._texts[row] = describe(self._tests[row])
-        return text
-
-    def _said(self, pair: tuple[int, int]) -> dict[str, str]:
-        made = self._asked[pair] = {"test": self._text(pair[0]), "answer": ANSWERS[pair[1]]}
+    def _said(self, one: int) -> dict[str, str]:
+        made = self._asked[one] = {"test": describe(self._tests[one >> 2]), "answer": ANSWERS[one & 3]}
         return made
 
-    def _failed(self, value: Map, compiled: Rule, answer: int, pairs: list[tuple[int, int]]) -> tuple[str, str]:
-        ended = value.undetermined == "libpcap" and pairs[-1][1] == UNDETERMINED
-        decided = pairs[-1:] if ended or (answer == FALSE and _is_list(compiled.node, len(pairs))) else self._deciding(compiled, pairs)
-        texts = [("not " if answer == FALSE and said == TRUE else "") + self._text(row) for row, said in decided]
-        if len(decided) == 1:
-            return texts[0], self._reason(decided[0])
+    def _failed(self, value: Map, compiled: Rule, answer: int, asked: list[int]) -> tuple[str, str]:
+        ended = value.undetermined == "libpcap" and asked[-1] & 3 == UNDETERMINED
+        if ended or (answer == FALSE and _is_list(compiled.node, len(asked))):
+            return self._text(asked[-1], answer), self._reason(asked[-1])
+        found = {self._tests[one >> 2]: one for one in asked}
+        _, tests = reasons(compiled.node, {test: one & 3 for test, one in found.items()})
+        decided = [found[test] for test in dict.fromkeys(tests)]
+        texts = [self._text(one, answer) for one in decided]
         return " or ".join(texts), ", ".join(dict.fromkeys(filter(None, map(self._reason, decided))))
 
-    def _deciding(self, compiled: Rule, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        row_of = {self._tests[row]: (row, said) for row, said in pairs}
-        _, found = reasons(compiled.node, {test: said for test, (_, said) in row_of.items()})
-        return [row_of[test] for test in dict.fromkeys(found)]
+    def _text(self, one: int, answer: int) -> str:
+        """A test that was true and made its rule false stands under a `not`."""
+        text = (self._asked.get(one) or self._said(one))["test"]
+        return f"not {text}" if answer == FALSE and one & 3 == TRUE else text
 
-    def _reason(self, pair: tuple[int, int]) -> str:
-        if pair not in self._why:
-            test = self._tests[pair[0]]
-            self._why[pair] = unseen(test, self._fields) if pair[1] == UNDETERMINED else observed(test, self._fields)
-        return self._why[pair]
+    def _reason(self, one: int) -> str:
+        found = self._reasons.get(one)
+        if found is None:
+            test = self._tests[one >> 2]
+            found = self._reasons[one] = (unseen if one & 3 == UNDETERMINED else observed)(test, self._fields)
+        return found
 
 
 def _is_list(node: Node, n: int) -> bool:
     """An AND whose first n operands are single tests: the last one asked is the one that failed."""
-    return isinstance(node, And) and not any(isinstance(item, Not | And | Or) for item in node.items[:n])
+    return type(node) is And and not any(type(item) in _GROUPS for item in node.items[:n])

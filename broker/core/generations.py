@@ -23,14 +23,15 @@ def write_generation(directory: Path, number: int, config: Config, image: bytes)
         scratch.rename(directory / name)
 
 
-def read_generation(directory: Path, number: int) -> Generation:
-    """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it."""
+def read_generation(directory: Path, number: int, *, rules: bool = True) -> Generation:
+    """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it. The path stands still
+    while its workers read: they want no `rules`, for the image has them."""
     path = directory / f"generation-{number}"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise PipelineError(f"{path}: {error.strerror}") from None
-    config = from_bytes(content)
+    config = from_bytes(content, rules=rules)
     image = map_file(directory / f"policy-{number}", writable=False)
     return Generation(number, config, image, int(image.ctypes.data))
 

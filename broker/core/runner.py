@@ -70,7 +70,7 @@ class Runner:
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
         self.bell.wake_on_signals()
         first = self._first_generation()
-        generation = read_generation(directory, first)
+        generation = read_generation(directory, first, rules=False)
         self.stage.open(self._context())
         self.stage.load(generation)
         self.generation = row["generation"] = first
@@ -141,7 +141,7 @@ class Runner:
         """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""
         number = self._generation_wanted() if self._source else int(block["generation"][0])
         if number != self.generation:
-            self.stage.load(read_generation(self.pipeline.directory, number))
+            self.stage.load(read_generation(self.pipeline.directory, number, rules=False))
             self.generation = self.row["generation"] = number
             self.log.info("generation_loaded", generation=number, seq=self.ring.seq)
         if self._source:

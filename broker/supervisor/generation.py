@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def names_of(slots: Slots) -> Names:
     return Names(*({slot: name for name, slot in part.items()} for part in (slots.inputs, slots.maps, slots.tools)))
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A configuration that has its slots, the image compiled from it, and what changes with it, in words."""
+
+    config: Config
+    image: bytes
+    changes: str
+
+
 class InForce:
     """The present generation of a pipeline, and the step to the next."""
 
@@ -70,12 +80,17 @@ class InForce:
         self.config = config
         self.slots = remember(config, read_slots(self.pipeline.directory))
 
-    def put(self, config: Config) -> None:
-        """Compile, write and switch. ConfigErrors (an expression) or TapmeshError (no room, or a file would be overwritten), and then
-        nothing has changed."""
+    def prepare(self, config: Config) -> Ready:
+        """Compile. ConfigErrors (an expression) or TapmeshError (a file would be overwritten). Changes nothing, and takes seconds with
+        thousands of rules: another thread may do it, if nothing is put in force meanwhile."""
+        changes = str(diff(self.config, config)) if self.config else ""
         refuse_overwriting(config)
         config = assign_slots(config, self.config, self.slots)
-        image = self.compile_policy(config)
+        return Ready(config, self.compile_policy(config), changes)
+
+    def put(self, ready: Ready) -> None:
+        """Write and switch. TapmeshError (no room), and then nothing has changed."""
+        config, image = ready.config, ready.image
         number = self.number + 1
         directory = self.pipeline.directory
         slots = remember(config, self.slots)
@@ -96,10 +111,6 @@ class InForce:
         g = self.pipeline.lanes[0].geometry
         changes = diff(self.config, new, g.max_frames // g.max_packets)
         return [str(change) for change in changes.of("restart")]
-
-    def changes(self, new: Config) -> str:
-        assert self.config is not None
-        return str(diff(self.config, new))
 
     def forget_old(self) -> None:
         """Remove what no worker holds and no block is stamped with any more. Called now and then; what is removable must be so twice."""

@@ -6,22 +6,22 @@ import threading
 from collections.abc import Callable
 
 from broker.core.errors import TapmeshError
-from broker.core.model import Config
+from broker.supervisor.generation import Ready
 
 
 class Loading:
     """One thread, one configuration. It dies with the process."""
 
-    def __init__(self, load: Callable[[], Config]) -> None:
+    def __init__(self, load: Callable[[], Ready]) -> None:
         self._load = load
-        self._config: Config | None = None
+        self._ready: Ready | None = None
         self._error: BaseException = TapmeshError("not loaded yet")
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._config = self._load()
+            self._ready = self._load()
         except BaseException as error:
             self._error = error
 
@@ -30,8 +30,8 @@ class Loading:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def take(self) -> Config:
+    def take(self) -> Ready:
         """Once it is done. Whatever `load` raised."""
-        if self._config is None:
+        if self._ready is None:
             raise self._error
-        return self._config
+        return self._ready

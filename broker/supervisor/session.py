@@ -25,7 +25,7 @@ from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
 from broker.supervisor import plan
 from broker.supervisor.crew import Crew
-from broker.supervisor.generation import Compile, InForce
+from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
 from broker.supervisor.hostlink import HostError
 from broker.supervisor.ledger import Ledger, balance
@@ -109,7 +109,7 @@ class Session:
         """First generation into fresh memory, while the host is starting. TapmeshError: call `end` then."""
         if not self.options.external_stages:
             self.host.start()
-        self.force.put(config)
+        self.force.put(self.force.prepare(config))
 
     def adopt(self, config: Config) -> None:
         """Take over what an earlier supervisor has left running with `config` in force."""
@@ -237,7 +237,8 @@ class Session:
         if self.options.load is None or self.phase is not Phase.RUN:
             self.log.warning("reload_ignored", phase=self.phase.value)
             return
-        self._loading = Loading(self.options.load)
+        load = self.options.load
+        self._loading = Loading(lambda: self._prepare(load()))
 
     def _reload(self, loading: Loading) -> None:
         """What was read: in force at the next block, or refused with every reason, and then nothing has changed."""
@@ -245,7 +246,7 @@ class Session:
             self.log.warning("reload_ignored", phase=self.phase.value)
             return
         try:
-            self.switch(loading.take())
+            self._put(loading.take())
         except ConfigErrors as errors:
             for place, part, text in errors.errors:
                 self.log.error("reload_refused", where=str(place) if place else "", part=part, reason=text)
@@ -254,11 +255,16 @@ class Session:
 
     def switch(self, config: Config) -> None:
         """Put `config` in force if that needs no restart. TapmeshError in words if it does."""
+        self._put(self._prepare(config))
+
+    def _prepare(self, config: Config) -> Ready:
         if refusal := self.force.refusal(config):
             raise TapmeshError("needs a restart: " + "; ".join(refusal))
-        changes = self.force.changes(config)
-        self.force.put(config)
-        self.log.info("reloaded", generation=self.force.number, changes=changes)
+        return self.force.prepare(config)
+
+    def _put(self, ready: Ready) -> None:
+        self.force.put(ready)
+        self.log.info("reloaded", generation=self.force.number, changes=ready.changes)
 
     def end(self) -> Outcome:
         """End what is left, close the books. Shared memory goes, unless workers of others still live on it."""

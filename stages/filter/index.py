@@ -11,7 +11,7 @@ rule is false; so the rules of the bits that are left are run, in order, until o
 from __future__ import annotations
 
 from broker.config.policy import image
-from broker.config.policy.image import FALSE, FIELD_NUMBER, IMAGE, MODE_DROP, MODE_LIBPCAP, PASS, TRUE
+from broker.config.policy.image import CHUNK_TERMS, FALSE, FIELD_NUMBER, IMAGE, MODE_DROP, MODE_LIBPCAP, PASS, TRUE
 from broker.core import layout
 from broker.core.layout import CAUSE_COLLECTED, CAUSE_FILTERED, CAUSE_FORWARDED, CAUSE_RULE, CAUSE_UNDETERMINED, INPUTS
 from stages.filter.rules import run_rule
@@ -41,7 +41,8 @@ _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict
 _WANTED, _PACKETS, _BYTES, _RESULTS = (*(OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes")), OUTCOME.itemsize)
 
 _N_MAPS, _MAPS_AT, _TESTS_AT, _RULES_AT = (IMAGE.fields[name][1] for name in ("n_maps", "maps_at", "tests_at", "rules_at"))
-_CODE_AT, _TERMS_AT, _N_WORDS, _COLLECTOR = (IMAGE.fields[name][1] for name in ("code_at", "terms_at", "n_words", "collector"))
+_CODE_AT, _TERMS_AT, _COLLECTOR = (IMAGE.fields[name][1] for name in ("code_at", "terms_at", "collector"))
+_N_CHUNKS, _CHUNKS_AT = IMAGE.fields["n_chunks"][1], IMAGE.fields["chunks_at"][1]
 _FIRST_RULE, _N_RULES, _FIRST_TERM, _N_TERMS = (image.MAP.fields[name][1] for name in ("first_rule", "n_rules", "first_term", "n_terms"))
 _INPUTS, _TOOLS, _MODE, _MAP_BYTES = (*(image.MAP.fields[name][1] for name in ("inputs", "tools", "mode")), image.MAP.itemsize)
 _FIRST, _N, _ACTION, _RULE_BYTES = (*(image.RULE.fields[name][1] for name in ("first", "n", "action")), image.RULE.itemsize)
@@ -49,6 +50,7 @@ _WORD_AT, _SHIFT, _MASK, _ROWS_AT = (image.FIELD.fields[name][1] for name in ("w
 _FIELD_BYTES, _IMAGE_BYTES = image.FIELD.itemsize, IMAGE.itemsize
 _PACKET_INPUT = layout.PACKET.fields["input"][1]
 
+_CHUNK_BYTES = CHUNK_TERMS // 8
 _PARTS = (FIELD_NUMBER["source4"], FIELD_NUMBER["destination6"])  # between them: tables that are part of another field
 _SELECTIVE = (FIELD_NUMBER["source"], FIELD_NUMBER["destination"])
 _N_FIELDS = len(FIELD_NUMBER)
@@ -61,7 +63,7 @@ def _add_row(rows: int, n: int, image_at: int, key: int, number: int) -> int:
     if load64(field + _SHIFT) < 0:
         return n
     value = shift_right(load64(key + load64(field + _WORD_AT)), load64(field + _SHIFT)) & load64(field + _MASK)
-    store64(rows + 8 * n, image_at + load64(field + _ROWS_AT) + value * 8 * load64(image_at + _N_WORDS))
+    store64(rows + 8 * n, image_at + load64(field + _ROWS_AT) + value * 4 * load64(image_at + _N_CHUNKS))
     return n + 1
 
 
@@ -77,10 +79,19 @@ def _find_rows(rows: int, image_at: int, key: int) -> int:
 
 
 @kernel
-def _candidates(rows: int, n_rows: int, word: int) -> int:
+def _has_all(rows: int, n_rows: int, chunk: int) -> bool:
+    """No row is empty there."""
+    for i in range(n_rows):  # noqa: SIM110 - numba knows no generators
+        if load32(load64(rows + 8 * i) + 4 * chunk) == 0:
+            return False
+    return True
+
+
+@kernel
+def _candidates(rows: int, n_rows: int, chunks: int, chunk: int, word: int) -> int:
     bits = -1
     for i in range(n_rows):
-        bits &= load64(load64(rows + 8 * i) + 8 * word)
+        bits &= load64(chunks + load32(load64(rows + 8 * i) + 4 * chunk) * _CHUNK_BYTES + 8 * word)
         if bits == 0:
             break
     return bits
@@ -107,15 +118,18 @@ def _run(map_row: int, rule: int, image_at: int, row: int, packet: int, state: i
 @kernel
 def _decide_by_index(map_row: int, rows: int, n_rows: int, image_at: int, row: int, packet: int, state: int) -> int:
     first, n_terms = load64(map_row + _FIRST_TERM), load64(map_row + _N_TERMS)
-    terms, end, before = image_at + load64(image_at + _TERMS_AT), first + n_terms, -1
-    for word in range(first >> 6, (end + 63) >> 6):
-        bits = _candidates(rows, n_rows, word)
-        while bits != 0:
-            bit = trailing_zeros(bits)
-            bits &= bits - 1
-            term = (word << 6) + bit
-            if first <= term < end:
-                rule = load32(terms + 4 * term)
+    terms, chunks = image_at + load64(image_at + _TERMS_AT), image_at + load64(image_at + _CHUNKS_AT)
+    end, before = first + n_terms, -1
+    for chunk in range(first // CHUNK_TERMS, (end + CHUNK_TERMS - 1) // CHUNK_TERMS):
+        if not _has_all(rows, n_rows, chunk):
+            continue
+        start = chunk * CHUNK_TERMS
+        for word in range(max(first - start, 0) >> 6, (min(end - start, CHUNK_TERMS) + 63) >> 6):
+            bits = _candidates(rows, n_rows, chunks, chunk, word)
+            while bits != 0:
+                term = start + (word << 6) + trailing_zeros(bits)
+                bits &= bits - 1
+                rule = load32(terms + 4 * term) if first <= term < end else before
                 if rule != before:
                     before = rule
                     result = _run(map_row, rule, image_at, row, packet, state)

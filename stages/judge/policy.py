@@ -59,7 +59,7 @@ class Judging:
     """Generation `number` of `directory` in the filter stage. PipelineError, ValueError: it cannot be read."""
 
     def __init__(self, directory: Path, number: int) -> None:
-        self.generation = read_generation(directory, number)
+        self.generation = read_generation(directory, number, rules=False)
         config = self.generation.config
         self._alone = Alone(directory, Lane(0, (Input("judge", "pcap"),)))  # of files: the same answers every time
         self._filter = Filter()

@@ -116,7 +116,7 @@ class Judge:
         return judging.outcome(judging.judge(self._one, 0))
 
     def _explain(self, judging: Judging, request: dict[str, Any]) -> dict[str, Any]:
-        """The packet as it was parsed; its outcome; of each map the rules tried, [[rule, answer, [TEST row, answer, ...]]]; its frames."""
+        """The packet as it was parsed; its outcome; its frames; of each map [[rule, answer, [TEST row << 2 | answer of each]]]."""
         if "file" in request:
             found = packet_of(self._directory, request["file"], request["input"], request["number"], judging)
             row = found.packets[int(found.block["n_packets"][0]) - 1]
@@ -144,7 +144,7 @@ class Judge:
                     f"map {judging.generation.config.maps[m].name!r}: tried in order its rules come to {decision(judging, m, tried)}, "
                     f"but the filter says {said}: this is a fault of tapmesh, please report it with the packet {data.hex()}"
                 )
-            maps.append([[t.rule, t.answer, [part for pair in t.asked for part in pair]] for t in tried])
+            maps.append([[t.rule, t.answer, [row << 2 | said for row, said in t.asked]] for t in tried])
         about = {"data": data, "wirelen": wirelen, "input": slot, "ts_ns": ts_ns, "fields": parsed}
         return {"packet": about, "outcome": _plain(judging, outcome, slot), "maps": maps, "frames": frames(self._one, judging.generation)}
 

@@ -11,7 +11,7 @@
 |---|---|---|---|
 | GRE | protocol 47; UDP 4754 (RFC 8086) | RFC 2784, 2890; version 1: RFC 2637 | what its ethertype says |
 | ERSPAN | GRE 0x88be (type I without sequence number, type II with), 0x22eb (III) | draft-foschiano-erspan | Ethernet; type III IP, too |
-| VXLAN | UDP 4789, with the bit that says there is a VNI | RFC 7348 | Ethernet |
+| VXLAN | UDP 4789, 4790 (GPE), with the bit that says there is a VNI | RFC 7348, draft-ietf-nvo3-vxlan-gpe | Ethernet; GPE IP, too |
 | Geneve | UDP 6081, version 0 | RFC 8926 | what its ethertype says |
 | GTP | UDP 2152, version 1, G-PDU | 3GPP TS 29.281 | IP |
 | MPLS | ethertypes 0x8847, 0x8848; UDP 6635 (RFC 7510) | RFC 3032 | IP, or Ethernet with or without control word (RFC 4448) |
@@ -45,17 +45,18 @@ KIND_BITS = 8
 NO_ID, ID_CUT = -1, -2
 MAX_LABELS = 16
 
-_ETH_MPLS, _ETH_MPLS_MULTICAST, _ETH_ETHERNET, _ETH_ERSPAN, _ETH_ERSPAN3 = 0x8847, 0x8848, 0x6558, 0x88BE, 0x22EB
+_ETH_MPLS, _ETH_MPLS_MULTICAST, _ETH_ETHERNET, _ETH_ERSPAN, _ETH_ERSPAN3, _ETH_PPP = 0x8847, 0x8848, 0x6558, 0x88BE, 0x22EB, 0x880B
 _IN_IP, _IN_IP6, _IN_GRE = 4, 41, 47
 _UDP_PORT, _UDP_BYTES = 2, 8
-_PORT_VXLAN, _PORT_GENEVE, _PORT_GTP, _PORT_GRE, _PORT_MPLS = 4789, 6081, 2152, 4754, 6635
+_PORT_VXLAN, _PORT_VXLAN_GPE, _PORT_GENEVE, _PORT_GTP, _PORT_GRE, _PORT_MPLS = 4789, 4790, 6081, 2152, 4754, 6635
 
 _GRE_BYTES, _GRE_TYPE = 4, 2
 _GRE_CHECKSUM, _GRE_ROUTING, _GRE_KEY, _GRE_SEQUENCE, _GRE_ACKNOWLEDGES, _GRE_VERSION = 0x8000, 0x4000, 0x2000, 0x1000, 0x0080, 7
 _PPTP = 1
 _ERSPAN_SESSION, _ERSPAN_BYTES, _ERSPAN3_BYTES, _ERSPAN3_FLAGS, _ERSPAN3_MORE_BYTES = 2, 8, 12, 10, 8
 _ERSPAN3_TYPE, _ERSPAN3_TYPE_BITS, _ERSPAN3_IP, _SESSION_BITS = 10, 0x1F, 2, 0x3FF
-_VXLAN_BYTES, _VXLAN_HAS_VNI = 8, 8
+_VXLAN_BYTES, _VXLAN_HAS_VNI, _VXLAN_HAS_TYPE, _VXLAN_TYPE, _VXLAN_ETHERNET = 8, 8, 4, 3, 3
+_VXLAN_TYPES_OF_IP = (1, 2)
 _GENEVE_BYTES, _GENEVE_TYPE = 8, 2
 _VNI = 4  # of VXLAN and Geneve
 _GTP_BYTES, _GTP_TEID, _GTP_OPTIONAL, _GTP_OPTIONAL_BYTES, _GTP_EXTENDED = 8, 4, 7, 4, 4
@@ -90,7 +91,7 @@ def _udp_at(l4: int, frame: int, caplen: int) -> int:
     if caplen < l4 + _UDP_PORT + 2:
         return UNKNOWN
     port, at = load_be16(frame + l4 + _UDP_PORT), l4 + _UDP_BYTES
-    if port not in (_PORT_VXLAN, _PORT_GENEVE, _PORT_GTP, _PORT_GRE, _PORT_MPLS):
+    if port not in (_PORT_VXLAN, _PORT_VXLAN_GPE, _PORT_GENEVE, _PORT_GTP, _PORT_GRE, _PORT_MPLS):
         return NOT_THERE
     if caplen < at + 2:
         return UNKNOWN
@@ -99,7 +100,7 @@ def _udp_at(l4: int, frame: int, caplen: int) -> int:
         return _gre_at(at, frame, caplen)
     if port == _PORT_MPLS:
         return _found(MPLS_TUNNEL, at)
-    if port == _PORT_VXLAN:
+    if port == _PORT_VXLAN or port == _PORT_VXLAN_GPE:  # noqa: SIM109 - two compares
         return _found(VXLAN, at) if flags & _VXLAN_HAS_VNI else NOT_THERE
     if port == _PORT_GENEVE:
         return _found(GENEVE_TUNNEL, at) if flags >> 6 == 0 else NOT_THERE
@@ -164,7 +165,7 @@ def id_of(kind: int, at: int, frame: int, caplen: int) -> int:
         return NO_ID
     flags = load_be16(frame + at)
     if kind == GRE:
-        if flags & _GRE_KEY == 0:
+        if flags & _GRE_KEY == 0 or load_be16(frame + at + _GRE_TYPE) == _ETH_PPP:  # PPTP has a length and a call there
             return NO_ID
         return _word(at + _GRE_BYTES + (4 if flags & (_GRE_CHECKSUM | _GRE_ROUTING) else 0), frame, caplen)
     if load_be16(frame + at + _GRE_TYPE) == _ETH_ERSPAN and flags & _GRE_SEQUENCE == 0:
@@ -208,6 +209,17 @@ def _in_erspan(at: int, frame: int, caplen: int) -> int:
     flags = load_be16(frame + header + _ERSPAN3_FLAGS)
     inside = header + _ERSPAN3_BYTES + (_ERSPAN3_MORE_BYTES if flags & 1 else 0)
     return bare_place(inside) if flags >> _ERSPAN3_TYPE & _ERSPAN3_TYPE_BITS == _ERSPAN3_IP else ethernet_place(inside)
+
+
+@kernel
+def _in_vxlan(at: int, frame: int, caplen: int) -> int:
+    if caplen < at + _VXLAN_TYPE + 1:
+        return UNKNOWN
+    is_gpe = load_be16(frame + at - _UDP_BYTES + _UDP_PORT) == _PORT_VXLAN_GPE and load8(frame + at) & _VXLAN_HAS_TYPE != 0
+    type_ = load8(frame + at + _VXLAN_TYPE)
+    if not is_gpe or type_ == _VXLAN_ETHERNET:
+        return ethernet_place(at + _VXLAN_BYTES)
+    return bare_place(at + _VXLAN_BYTES) if type_ in _VXLAN_TYPES_OF_IP else NOT_THERE
 
 
 @kernel
@@ -280,7 +292,7 @@ def carried_by(kind: int, at: int, frame: int, caplen: int) -> int:
     if kind == ERSPAN:
         return _in_erspan(at, frame, caplen)
     if kind == VXLAN:
-        return ethernet_place(at + _VXLAN_BYTES)
+        return _in_vxlan(at, frame, caplen)
     if kind == GENEVE_TUNNEL:
         return _in_geneve(at, frame, caplen)
     if kind == GTP:

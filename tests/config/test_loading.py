@@ -192,6 +192,8 @@ def test_the_effective_configuration_is_read_back_as_the_same(config: Config) ->
 @given(configs())
 def test_a_generation_file_is_read_back_as_the_same(config: Config) -> None:
     assert from_bytes(to_bytes(config)) == config
+    without = replace(config, maps=tuple(replace(m, rules=()) for m in config.maps))
+    assert from_bytes(to_bytes(config), rules=False) == without
 
 
 def test_a_generation_file_keeps_places_and_what_no_file_can_say() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -39,6 +40,40 @@ def test_a_change_in_any_source_is_another_directory(base: Path, tmp_path: Path,
     changed_callee = cache.use()
     monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
     assert len({before, changed_callee, cache.use()}) == 3
+
+
+def test_what_was_compiled_of_other_files_with_the_same_content_is_not_complete(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba compiles anew what lies elsewhere, or is newer: it must not do so in silence, in every process at once."""
+    directory = cache.use()
+    here = cache.complete(directory)
+    assert here == cache.complete(directory)
+    copy = tmp_path / "copy"
+    for folder in ("stages", "broker/core", "broker/config"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    monkeypatch.setattr(cache, "_ROOT", copy)
+    assert cache.use() == directory
+    elsewhere = cache.complete(directory)
+    os.utime(copy / "stages/memory.py", (1, 1))
+    assert len({here, elsewhere, cache.complete(directory)}) == 3
+
+
+@pytest.mark.skipif(PLAIN, reason="kernels run as plain Python here: nothing is compiled")
+def test_who_waits_for_the_compiler_says_so(base: Path) -> None:
+    program = "from stages.warm import warm; warm(lambda text: (print(text, flush=True), input()))"
+    base.mkdir()
+    with (cache.use() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        ) as waiting:
+            assert waiting.stdout is not None
+            try:
+                assert waiting.stdout.readline() == b"another process compiles the kernels\n"
+            finally:
+                waiting.kill()
 
 
 def test_only_a_few_old_ones_are_kept(base: Path) -> None:

@@ -41,7 +41,7 @@ class Reloads:
         self.force = InForce(pipeline, lambda _: b"image", structlog.wrap_logger(self.log, processors=[]))
 
     def put(self, config: Config, *counts: Counts) -> None:
-        self.force.put(config)
+        self.force.put(self.force.prepare(config))
         self.count(self.force.number, *counts)
 
     def count(self, generation: int, *counts: Counts) -> None:

@@ -222,6 +222,8 @@ class Ids:
         try:
             if len(ends) == 1 and "-" in token.text and token.text not in SERVICES and token.text[0].isdigit():
                 raise ValueError(f"'{token.text}' is a range: write 'portrange {token.text}'")
+            if q.type == "portrange" and len(ends) == 1 and token.escaped and token.text.isdecimal():
+                raise ValueError(f"'{token.text}' is a number: write it without the backslash")
             found = [port(end.lstrip("0") or "0" if end.isdecimal() and token.kind == "name" else end) for end in ends]
         except ValueError as error:
             raise PolicyError(str(error), token.at) from None

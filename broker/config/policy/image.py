@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from broker.core.layout import MAPS
 
 MAGIC = 0x3143_4C4F_504D_4154  # "TAMPOLC1" little-endian
-VERSION = 3
+VERSION = 4
 KEY_WORDS = 3
 KEY_BITS = 62  # used of each word, so that it never looks negative
-MAX_BYTES = 256 << 20
+MAX_BYTES = 128 << 20  # two of them while a reload goes on, in an agent of 512 MB
 
 # What a test asks; what stands together is told apart by one comparison. side, kinds, protocols: see TEST.
 (
@@ -100,6 +100,8 @@ MAP = np.dtype(
 )
 MODE_DELIVER, MODE_DROP, MODE_LIBPCAP = range(3)
 
+CHUNK_TERMS = 512  # a cache line of bits
+
 FIELD = np.dtype(
     [
         ("at", "<i8"),
@@ -113,7 +115,7 @@ FIELD = np.dtype(
     ]
 )
 """`shift` and `word_at` -1: no test asks for this field. `at`, `n`: offset and length of its table, see `FIELDS`. `mask`: of its bits in
-the key, when shifted down. `rows_at`: offset of u8[values, n_words]: the terms that a packet with this value of the field may meet."""
+the key, when shifted down. `rows_at`: offset of u4[values, n_chunks]: the terms that a packet with this value may meet, as chunks."""
 
 # Values of a field in the key that are no class; classes follow. A packet whose value is UNKNOWN is never remembered.
 NONE, CUT, HIDDEN, UNKNOWN, FIRST_CLASS = range(5)
@@ -165,10 +167,10 @@ IMAGE = np.dtype(
         ("code_at", "<i8"),
         ("n_terms", "<i8"),
         ("terms_at", "<i8"),  # u4[n_terms]: the rule that each is of
-        ("n_words", "<i8"),  # of 64 terms each
+        ("n_chunks", "<i8"),  # of CHUNK_TERMS terms each: the length of a row
+        ("chunks_at", "<i8"),  # u8[][CHUNK_TERMS / 64]: bits of terms; rows share those that are equal, and number 0 is empty
         ("n_predicates", "<i8"),
         ("predicates_at", "<i8"),  # u4[n_predicates]: the row of TEST that each is
-        ("n_key_words", "<i8"),  # words of the key that any field has bits of
         ("pad", "<i8", (4,)),
     ]
 )
@@ -264,7 +266,7 @@ def _wrong_maps(image: NDArray[np.uint8], head: np.void) -> str:
         of_map = terms[first_term : first_term + n]
         if first_term < 0 or n < 0 or first_term + n > n_terms or bool(((of_map < first_rule) | (of_map >= first_rule + n_rules)).any()):
             return "a map of the policy image points nowhere"
-    return "" if int(head["n_words"]) * 64 >= n_terms else "a map of the policy image points nowhere"
+    return "" if int(head["n_chunks"]) * CHUNK_TERMS >= n_terms else "a map of the policy image points nowhere"
 
 
 def _inside(image: NDArray[np.uint8], at: int, n: int, size: int) -> bool:

@@ -7,9 +7,8 @@ token, so that an error left of it is told first.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from broker.config.policy.names import CONSTANTS
 
@@ -48,8 +47,7 @@ _HEXTET = re.compile(r"[0-9A-Fa-f]{1,4}")
 _QUAD = re.compile(r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)(?:\.(?:0[xX][0-9A-Fa-f]+|[0-9]+)){3}")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """`text` is the word in its one spelling, the name, or for `bad` what is wrong; `value` the number or the address (-1: no IPv4 one)."""
 
     kind: Kind

@@ -19,7 +19,7 @@ from broker.config.policy.lexer import Token, scan
 from broker.config.policy.refused import REFUSED
 from broker.config.policy.refused import WORDS as REFUSED_WORDS
 from broker.config.policy.sets import Elements
-from broker.config.policy.tree import IP, IP6, And, Node, Not, both, either
+from broker.config.policy.tree import IP, IP6, And, Node, Not, Or
 from broker.config.policy.values import Numbers
 
 MAX_TAGS = link.MAX_TAGS
@@ -34,6 +34,26 @@ _STEPS: dict[str, tuple[int, Callable[[tree.Layer, int | None, int], Node]]] = {
     "pppoes": (tree.PPPOE, link.pppoes),
     "geneve": (tree.GENEVE, link.geneve),
 }
+
+
+class _Chain:
+    """Tests that AND or OR joins to the left, put together when they end: so that a long chain costs no more for each."""
+
+    def __init__(self, first: Node) -> None:
+        self.kind: type[And] | type[Or] | None = None
+        self.items = [first]
+
+    def begin(self, kind: type[And] | type[Or]) -> bool:
+        """One more of this kind follows. Does that nest what there is?"""
+        if kind is self.kind:
+            return False
+        node, self.kind = self.node(), kind
+        flat = isinstance(node, kind) and node.items
+        self.items = list(node.items) if flat else [node]  # type: ignore[union-attr]
+        return not flat and isinstance(node, And | Or)
+
+    def node(self) -> Node:
+        return self.items[0] if self.kind is None else self.kind(tuple(self.items))
 
 
 @dataclass(slots=True)
@@ -57,16 +77,17 @@ class Parser(Calculator):
 
     def expression(self, inherited: Qualifiers | None) -> tuple[Node, Qualifiers | None]:
         node, qualifiers = self.term(inherited)
+        chain = _Chain(node)
         entered = 0
         while self.is_word("and", "or"):
-            is_and = self.next().text == "and"
-            if isinstance(node, tree.Or if is_and else tree.And):
-                self.enter()  # alternating operators nest the tree
+            kind = And if self.next().text == "and" else Or
+            if chain.begin(kind):
+                self.enter()
                 entered += 1
             right, qualifiers = self.id(qualifiers) if self.id_is_next() else self.term(qualifiers)
-            node = both(node, right) if is_and else either(node, right)
+            chain.items.append(right)
         self.nesting -= entered
-        return node, qualifiers
+        return chain.node(), qualifiers
 
     def id_is_next(self) -> bool:
         """Behind any NOT and parenthesis stands an address, number, name or set, neither a word of the language nor a comparison."""
@@ -193,13 +214,17 @@ class Parser(Calculator):
             self.enter()
             self.next()
             node, inner = self.id(qualifiers)
+            chain = _Chain(node)
+            entered = 1
             while self.is_word("and", "or"):
-                is_and = self.next().text == "and"
+                if chain.begin(And if self.next().text == "and" else Or):
+                    self.enter()
+                    entered += 1
                 right, inner = self.id(inner)
-                node = both(node, right) if is_and else either(node, right)
+                chain.items.append(right)
             self.close()
-            self.nesting -= 1
-            return node, inner
+            self.nesting -= entered
+            return chain.node(), inner
         if token.kind not in _IDS and not self.is_mark("{"):
             raise self.unexpected(f"what '{qualifiers.shown()}' is about" if qualifiers else A_TEST)
         if qualifiers is None:

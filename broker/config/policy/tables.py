@@ -24,11 +24,12 @@ from broker.config.policy import classes, tree
 from broker.config.policy.classes import Classes, classify
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Term, asks, is_predicate
-from broker.config.policy.image import FIELD_NUMBER, FIRST_CLASS, KEY_BITS, KEY_WORDS, MODE_LIBPCAP, NONE, Builder
+from broker.config.policy.image import CHUNK_TERMS, FIELD_NUMBER, FIRST_CLASS, KEY_BITS, KEY_WORDS, MODE_LIBPCAP, NONE, Builder
 from broker.config.policy.program import Program
 from broker.config.policy.tree import Ranges
 from broker.core.layout import INPUTS
 
+_CHUNK = (1 << CHUNK_TERMS) - 1
 _BANKS = {"source_port": 65536, "destination_port": 65536, "detail": DETAILS}
 
 
@@ -46,10 +47,11 @@ def add_tables(builder: Builder, program: Program, of_rules: list[list[Term]], u
     index = _index(builder, of_rules)
     for name in dict.fromkeys(FIELD_OF[table] for table in sorted(asked, key=lambda table: _ORDER.index(FIELD_OF[table]))):
         _add_field(builder, index, name, asked)
-        if builder.size_bytes > limit:
-            return builder.size_bytes
+        if builder.size_bytes + index.chunk_bytes > limit:
+            return builder.size_bytes + index.chunk_bytes
     _add_input(builder, index)
-    builder.header[0]["n_key_words"] = sum(bits > 0 for bits in index.used)
+    chunks = b"".join(bits.to_bytes(CHUNK_TERMS // 8, "little") for bits in index.chunks)
+    builder.header[0]["chunks_at"] = builder.add(np.frombuffer(chunks, np.uint8))
     return builder.size_bytes
 
 
@@ -68,14 +70,33 @@ class _Index:
     of_map: list[int]
     libpcap: int  # those of maps where what cannot be told does not match
     used: list[int] = field(default_factory=lambda: [0] * KEY_WORDS)
+    chunks: dict[int, int] = field(default_factory=lambda: {0: 0})  # bits -> number
 
     @property
     def all(self) -> int:
         return (1 << len(self.terms)) - 1
 
     @property
-    def n_words(self) -> int:
-        return max(1, (len(self.terms) + 63) // 64)
+    def n_chunks(self) -> int:
+        return max(1, (len(self.terms) + CHUNK_TERMS - 1) // CHUNK_TERMS)
+
+    @property
+    def chunk_bytes(self) -> int:
+        return len(self.chunks) * CHUNK_TERMS // 8
+
+    def cut(self, rows: list[int]) -> NDArray[np.uint32]:
+        """u4[rows, n_chunks]: numbers of chunks. Most rows are the first one with a few terms more."""
+        numbers, first = self.chunks, rows[0]
+        found = np.empty((len(rows), self.n_chunks), np.uint32)
+        found[:] = [numbers.setdefault(first >> at & _CHUNK, len(numbers)) for at in range(0, self.n_chunks * CHUNK_TERMS, CHUNK_TERMS)]
+        for row, out in zip(rows, found, strict=True):
+            left = row ^ first
+            while left:
+                chunk = ((left & -left).bit_length() - 1) // CHUNK_TERMS
+                out[chunk] = numbers.setdefault(row >> chunk * CHUNK_TERMS & _CHUNK, len(numbers))
+                above = (chunk + 1) * CHUNK_TERMS
+                left = left >> above << above
+        return found
 
     def place(self, row: NDArray[np.void], n_values: int) -> None:
         """The next free bits of the key, in the first word that has room."""
@@ -106,7 +127,7 @@ def _index(builder: Builder, of_rules: list[list[Term]]) -> _Index:
     head = builder.header[0]
     index = _Index(found, of_map, libpcap)
     head["n_terms"], head["terms_at"] = len(numbers), builder.add(np.array(numbers, np.uint32))
-    head["n_words"] = index.n_words
+    head["n_chunks"] = index.n_chunks
     return index
 
 
@@ -208,9 +229,8 @@ def _add_tag(builder: Builder, out: NDArray[np.void], vlans: Classes, asked: dic
 
 
 def _finish(builder: Builder, index: _Index, out: NDArray[np.void], rows: list[int]) -> None:
-    size = index.n_words * 8
     index.place(out, len(rows))
-    out["rows_at"] = builder.add(np.frombuffer(b"".join(row.to_bytes(size, "little") for row in rows), np.uint8))
+    out["rows_at"] = builder.add(index.cut(rows))
 
 
 def _add_input(builder: Builder, index: _Index) -> None:

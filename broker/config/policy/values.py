@@ -14,6 +14,7 @@ from broker.config.policy.tree import Ranges
 
 RELATIONS = ("=", "!=", "<", "<=", ">", ">=")
 _SHOWN = 10  # names in a message
+_LONGEST = 64  # characters of a range
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def numbers_of_set(token: Token, sets: Mapping[str, Elements], what: str) -> Ran
 
 def _read(token: Token, numbers: Numbers) -> tuple[int, int] | None:
     """A name, or a range in either order. A dash may be part of a name."""
-    if token.kind not in ("name", "word") or token.escaped:
+    if token.kind not in ("name", "word") or token.escaped or len(token.text) > _LONGEST:
         return None
     text = token.text
     one = _value(text, numbers)

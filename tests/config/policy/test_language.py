@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from broker.config.policy import PolicyError, parse_expression, read_sets
 from broker.config.policy.refused import REFUSED
 from tests import libpcap
 from tests.stages.filter.expressions import EXPRESSIONS, RARE
+from tests.stages.filter.own_expressions import OWN
 
 SETS = {
     "web": ("10.1.0.0/24", "2001:db8::/64", "192.168.1.1"),
@@ -226,8 +228,11 @@ _words = st.sampled_from(
 )
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
-@given(st.one_of(st.lists(_words, max_size=12).map(" ".join), st.text(max_size=40)))
+_own_words = st.sampled_from(sorted({word for text in OWN for word in re.split(r"([{}(),]|\s)", text) if word.strip()}))
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(st.one_of(st.lists(st.one_of(_words, _own_words), max_size=12).map(" ".join), st.text(max_size=40)))
 def test_any_text_is_understood_or_refused_in_words(text: str) -> None:
     refusal = None
     try:

@@ -123,6 +123,7 @@ class Outer:
     kind: int
     ids: dict[int, list[int] | None]
     header: bytes
+    is_gpe: bool = False
 
 
 def outer(packet: Packet) -> Outer | None:
@@ -155,7 +156,7 @@ def gre(data: bytes) -> Outer | None:
     if flags % 8 > 1:
         return None
     try:
-        key = [number(data, 8 if flags & 0xC000 else 4, 4)] if flags & 0x2000 else []
+        key = [number(data, 8 if flags & 0xC000 else 4, 4)] if flags & 0x2000 and kind != 0x880B else []
     except CannotTellError:
         key = None  # type: ignore[assignment]
     if kind not in (0x88BE, 0x22EB):
@@ -176,7 +177,7 @@ def gre_length(flags: int) -> int:
 
 def udp(data: bytes) -> Outer | None:
     port, inside = number(data, 2, 2), data[8:]
-    kinds = {4789: t.VXLAN, 6081: t.GENEVE_TUNNEL, 2152: t.GTP, 6635: t.MPLS_TUNNEL, 4754: t.GRE}
+    kinds = {4789: t.VXLAN, 4790: t.VXLAN, 6081: t.GENEVE_TUNNEL, 2152: t.GTP, 6635: t.MPLS_TUNNEL, 4754: t.GRE}
     if port not in kinds:
         return None
     first = number(inside, 0, 2) >> 8
@@ -184,7 +185,7 @@ def udp(data: bytes) -> Outer | None:
         return gre(inside)
     if port == 6635:
         return Outer(t.MPLS_TUNNEL, {t.MPLS_TUNNEL: labels(inside)}, inside)
-    fits = {4789: bool(first & 8), 6081: first < 64, 2152: first // 16 == 3 and inside[1] == 255}[port]
+    fits = {4789: bool(first & 8), 4790: bool(first & 8), 6081: first < 64, 2152: first // 16 == 3 and inside[1] == 255}[port]
     if not fits:
         return None
     try:
@@ -192,7 +193,7 @@ def udp(data: bytes) -> Outer | None:
         ids: list[int] | None = [word if port == 2152 else word >> 8]
     except CannotTellError:
         ids = None
-    return Outer(kinds[port], {kinds[port]: ids}, inside)
+    return Outer(kinds[port], {kinds[port]: ids}, inside, port == 4790)
 
 
 def labels(data: bytes) -> list[int] | None:
@@ -213,10 +214,12 @@ def inside(packet: Packet) -> Packet | None:
     found = outer(packet)
     if found is None:
         return None
-    return {
-        t.GRE: in_gre, t.ERSPAN: in_erspan, t.VXLAN: lambda data: Packet(data[8:]), t.GENEVE_TUNNEL: in_geneve, t.GTP: in_gtp,
-        t.MPLS_TUNNEL: in_mpls, t.IPIP: lambda data: Packet(data, 0),
-    }[found.kind](found.header)  # fmt: skip
+    if found.kind == t.VXLAN:
+        return in_vxlan(found.header, found.is_gpe)
+    if found.kind == t.IPIP:
+        return Packet(found.header, 0)
+    of_kind = {t.GRE: in_gre, t.ERSPAN: in_erspan, t.GENEVE_TUNNEL: in_geneve, t.GTP: in_gtp, t.MPLS_TUNNEL: in_mpls}
+    return of_kind[found.kind](found.header)
 
 
 def by_type(ethertype: int, data: bytes) -> Packet:
@@ -238,6 +241,13 @@ def in_erspan(data: bytes) -> Packet | None:
     bits = number(header, 10, 2)
     body = header[20 if bits % 2 else 12 :]
     return Packet(body, 0 if bits >> 10 & 31 == 2 else None)
+
+
+def in_vxlan(data: bytes, is_gpe: bool) -> Packet | None:
+    kind = number(data, 3, 1)
+    if not is_gpe or data[0] & 4 == 0 or kind == 3:
+        return Packet(data[8:])
+    return Packet(data[8:], 0) if kind in (1, 2) else None
 
 
 def in_geneve(data: bytes) -> Packet | None:

@@ -33,4 +33,4 @@ OWN: tuple[str, ...] = tuple(text.strip() for line in _TEXT.strip().splitlines()
 
 
 def own_batches() -> list[tuple[str, ...]]:
-    return batches(OWN)
+    return batches(OWN, ())

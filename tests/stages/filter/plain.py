@@ -11,21 +11,25 @@ import sys
 from broker.core import layout
 from stages import memory
 from stages.jit import PLAIN
-from tests.stages.filter import traffic
+from tests.stages.filter import traffic, tunnel_traffic
 from tests.stages.filter.expressions import batches
 from tests.stages.filter.judging import Frame, Judge, one_map_each
+from tests.stages.filter.own_expressions import own_batches
 
 
-def odd_frames() -> list[Frame]:
-    return traffic.some(150, seed=21) + traffic.every_cut(seed=22, n=3)
+def work() -> list[tuple[tuple[str, ...], list[Frame]]]:
+    """(expressions, frames for them)"""
+    frames = traffic.some(150, seed=21) + traffic.every_cut(seed=22, n=3)
+    tunnelled = tunnel_traffic.some(250, seed=23) + tunnel_traffic.every_cut(4, seed=24)
+    return [(texts[::5], frames) for texts in batches()] + [(texts[::3], tunnelled) for texts in own_batches()]
 
 
 def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
     found = []
-    for texts in batches():
-        judge = Judge(one_map_each(texts[::5], undetermined=undetermined), memo_buckets=64)
+    for texts, frames in work():
+        judge = Judge(one_map_each(texts, undetermined=undetermined), memo_buckets=64)
         if not PLAIN:
-            found.append([answer for f in odd_frames() for answer in judge.judge([f])])
+            found.append([answer for f in frames for answer in judge.judge([f])])
             continue
         memory.forbid_all()
         batch, state = judge.batch, judge.stage.state
@@ -42,7 +46,7 @@ def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
             memory.allow(at, size)
         n_always = len(memory._regions)
         answers = []
-        for f in odd_frames():
+        for f in frames:
             del memory._regions[n_always:]
             memory.allow(batch.data_at, len(f.data))
             answers += judge.judge([f])

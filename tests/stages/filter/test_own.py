@@ -38,6 +38,12 @@ def test_a_packet_cut_anywhere_is_answered_as_the_twin_answers(undetermined: str
         assert differences(texts, frames, undetermined) == []
 
 
+def test_an_empty_set_is_never_there() -> None:
+    texts = ("vlan $none", "ttl $none", "inner gre key $none", "port {$none}", "host {$none}", "len {$none}", "ether host {$none}")
+    judge = Judge(one_map_each(texts, sets={"none": ()}))
+    assert set(judge.verdicts(tunnel_traffic.some(300, seed=34))) == {0}
+
+
 def test_every_expression_selects_something_and_not_everything() -> None:
     frames = tunnel_traffic.some(6000, seed=33)
     hits: Counter[str] = Counter()

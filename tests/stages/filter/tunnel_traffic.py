@@ -41,7 +41,7 @@ def _tunnelled(depth: int, chosen: random.Random) -> tuple[int, bytes]:
     if kind == "erspan":
         return p.GRE, _erspan(depth, chosen, name & 1023)
     if kind == "vxlan":
-        return p.UDP, p.udp(9, 4789, struct.pack("!BxxxI", chosen.choice((8, 8, 8, 0)), (name & 0xFFFFFF) << 8) + _frame(depth - 1, chosen))
+        return p.UDP, _vxlan(depth, chosen, name)
     if kind == "geneve":
         type_, inner = _carried(depth, chosen)
         options = chosen.choice((0, 0, 1, 5))
@@ -83,6 +83,12 @@ def _erspan(depth: int, chosen: random.Random, session: int) -> bytes:
         type_, inner = 2, _ip(depth - 1, chosen)[1]
     head = struct.pack("!HHIHH", 2 << 12, session, 0, 0, 1 << 15 | type_ << 10 | more)
     return p.gre(head + bytes(8 * more) + inner, protocol=0x22EB, sequence=1)
+
+
+def _vxlan(depth: int, chosen: random.Random, vni: int) -> bytes:
+    port, flags, type_ = chosen.choice((4789, 4789, 4790)), chosen.choice((8, 8, 8, 12, 12, 0)), chosen.choice((3, 3, 1, 2, 4))
+    inner = _ip(depth - 1, chosen)[1] if type_ < 3 and flags & 4 else _frame(depth - 1, chosen)
+    return p.udp(9, port, struct.pack("!BxxBI", flags, type_ if flags & 4 else 0, (vni & 0xFFFFFF) << 8) + inner)
 
 
 def _gtp(depth: int, chosen: random.Random, teid: int) -> bytes:
