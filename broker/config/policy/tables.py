@@ -3,7 +3,7 @@
 | value | a packet that | meets terms that allow, of this field |
 |---|---|---|
 | NONE | does not have the field | any value, or its absence |
-| CUT | is cut off before it | any value; and whatever they allow, if their map is told what cannot be told |
+| CUT | is cut off before it | any value, or any protocol of IPv4 or IPv6; whatever they allow, if their map is told what cannot be told |
 | HIDDEN | is a later fragment | as NONE; and whatever they allow, if their map is told what cannot be told |
 | UNKNOWN | has not been looked at closely | all |
 | a class | has a value of it | any value, or values of this class |
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from broker.config.policy import classes, tree
 from broker.config.policy.classes import Classes, classify
 from broker.config.policy.errors import PolicyError
-from broker.config.policy.fields import DETAILS, FIELD_OF, NOT_IP, TABLES, TAG_ETHERTYPES, Term, asks, is_predicate
+from broker.config.policy.fields import DETAILS, FIELD_OF, IP6_AT, NOT_IP, TABLES, TAG_ETHERTYPES, Term, asks, is_predicate
 from broker.config.policy.image import CHUNK_TERMS, FIELD_NUMBER, FIRST_CLASS, KEY_BITS, KEY_WORDS, MODE_LIBPCAP, NONE, Builder
 from broker.config.policy.program import Program
 from broker.config.policy.tree import Ranges
@@ -158,6 +158,16 @@ def _groups(index: _Index, name: str) -> _Groups:
     return _Groups(by_table, index.all & ~asking, (index.all & ~asking) | absent)
 
 
+def _unread(groups: _Groups, name: str) -> int:
+    """Terms to which it does not matter that the protocol is cut off: all of IPv4's or all of IPv6's will do, as of what is not `icmp6`."""
+    found = 0
+    if name == "protocol":
+        for ranges, bits in groups.by_table[name].items():
+            if any(one <= start and last >= start + 255 for one, last in ranges for start in (0, IP6_AT)):
+                found |= bits
+    return found
+
+
 def _bits(numbers: Iterable[int]) -> int:
     found = np.array(list(numbers))
     row = np.zeros(int(found[-1]) + 1, np.uint8)
@@ -168,7 +178,7 @@ def _bits(numbers: Iterable[int]) -> int:
 def _add_field(builder: Builder, index: _Index, name: str, asked: dict[str, list[Ranges]]) -> None:
     groups = _groups(index, name)
     told = index.all & ~index.libpcap
-    rows = [groups.absent, groups.any_value | told, groups.absent | told, index.all]
+    rows = [groups.absent, groups.any_value | told | _unread(groups, name), groups.absent | told, index.all]
     assert len(rows) == FIRST_CLASS
     tables = [
         classify(asked.get(table, ()), top, groups.by_table[table], groups.any_value) if table in asked else None

@@ -191,3 +191,15 @@ def test_of_a_later_fragment_whose_first_is_not_looked_into_the_ports_cannot_be_
     judge = Judge(config(Rule("pass", expression), undetermined="drop"), index=index)
     causes = [cause for _, cause, _ in judge.judge([frame(p.ethernet(packet, type=p.ETH_IP6)) for packet in packets])]
     assert causes == [CAUSE_FORWARDED if expression.startswith("not") else CAUSE_FILTERED, CAUSE_UNDETERMINED]
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(
+    ("expression", "kind"), [("not icmp", p.ETH_IP6), ("not icmp6", p.ETH_IP), ("not ip6 proto 6 and not icmp6", p.ETH_IP)]
+)
+def test_a_protocol_that_is_cut_off_does_not_matter_to_what_is_not_of_the_other_ip(expression: str, kind: int, index: bool) -> None:
+    """libpcap does not read it, so it does not end there."""
+    cut = frame(p.ethernet(bytes([0x60 if kind == p.ETH_IP6 else 0x45, 0, 0, 40]), type=kind))
+    judge = Judge(config(Rule("pass", expression), undetermined="libpcap"), index=index)
+    assert judge.verdicts([cut]) == [IDS]
+    assert Judge(config(Rule("pass", "not tcp"), undetermined="libpcap"), index=index).verdicts([cut]) == [0]
