@@ -3,7 +3,7 @@
 | value | a packet that | meets terms that allow, of this field |
 |---|---|---|
 | NONE | does not have the field | any value, or its absence |
-| CUT | is cut off before it | any value, or any of IPv4 or of IPv6; and whatever they allow, if their map is told what cannot be told |
+| CUT | is cut off before it | any value, or any protocol of IPv4 or IPv6; whatever they allow, if their map is told what cannot be told |
 | HIDDEN | is a later fragment | as NONE; and whatever they allow, if their map is told what cannot be told |
 | UNKNOWN | has not been looked at closely | all |
 | a class | has a value of it | any value, or values of this class |
