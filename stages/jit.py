@@ -35,10 +35,14 @@ def kernel(function: F) -> F:
 
 
 def warm_all() -> Iterator[tuple[int, int, str]]:
-    """Compile or load every kernel of the modules imported so far; yields (done, of how many, name) after each."""
+    """Compile or load the kernels of the modules imported so far; yields (done, of how many, name) after each.
+
+    A kernel whose name begins with an underscore is called by kernels of its module only: it is compiled with them and lies in their code.
+    """
     if PLAIN:
         return
-    for done, dispatcher in enumerate(_kernels, 1):
+    called = [dispatcher for dispatcher in _kernels if not dispatcher.py_func.__name__.startswith("_")]
+    for done, dispatcher in enumerate(called, 1):
         n_arguments = len(inspect.signature(dispatcher.py_func).parameters)
         dispatcher.compile((numba.int64,) * n_arguments)
-        yield done, len(_kernels), dispatcher.py_func.__qualname__
+        yield done, len(called), dispatcher.py_func.__qualname__
