@@ -51,6 +51,7 @@ not ether src 02:00:00:00:00:00/02:00:00:00:00:00 | src and dst port 53 | not (t
 port 80 and not vlan and not (net 10 or net 192.168) | icmp or igmp or icmp6
 inner (src net 10.0.0.0/8 and not port 53) or inner mpls label 5 | inner (fragment or tcp flags syn) | inner (vlan 10 or ether multicast)
 inner gtp teid 7 or inner geneve vni 7 or inner erspan id 7 | llc or stp | pppoes and not ip6
+not icmp6 and not ip6 | not icmp and ip6 | not ip6 proto 17 and not net 10 | not (icmp[0] = 8) and not vlan
 """
 TEXTS = tuple(text.strip() for line in RULES.strip().splitlines() for text in line.split(" | "))
 INNER = tuple(text for text in TEXTS if "inner" in text)
