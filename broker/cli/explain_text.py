@@ -73,7 +73,7 @@ def _layer(layer: str, packet: dict[str, Any]) -> str:
 
 
 def _map(value: Map, m: dict[str, Any], everything: bool) -> Iterator[str]:
-    yield f"map {value.name}, to {', '.join(value.to)}"
+    yield f"map {value.name}, to {', '.join(value.to) or 'nobody'}"
     if m["decision"] == "input":
         yield f"  does not look at this input, only at {', '.join(value.inputs)}"
         return

@@ -43,7 +43,7 @@ assert image.TEST.fields is not None
 _SIDE, _PROTOCOLS, _C = (image.TEST.fields[name][1] for name in ("side", "protocols", "c"))
 
 assert KEY.fields is not None
-_KEY_N_TAGS, _KEY_FRAGMENT, _KEY_DETAIL = (KEY.fields[name][1] for name in ("n_tags", "fragment", "detail"))
+_KEY_N_TAGS, _KEY_FRAGMENT, _KEY_DETAIL, _KEY_ODD = (KEY.fields[name][1] for name in ("n_tags", "fragment", "detail", "odd"))
 _KEY_SOURCE_PORT, _KEY_DESTINATION_PORT = KEY.fields["source_port"][1], KEY.fields["destination_port"][1]
 _KEY_SOURCE_STATE, _KEY_DESTINATION_STATE = KEY.fields["source_state"][1], KEY.fields["destination_state"][1]
 
@@ -107,9 +107,9 @@ def test_port(op: int, test: int, image_at: int, at: int, caplen: int, l3: int, 
 
 @kernel
 def _is_hidden(row: int, l3: int) -> bool:
-    """A first fragment that is not to be believed: too short, or one of several."""
+    """A first fragment that is not to be believed: too short, or one of several; as far as its header is there to say so."""
     fragment = load8(row + _KEY_FRAGMENT)
-    return fragment in (FRAGMENT_TINY, FRAGMENT_CONFLICT) and _is_parsed_at(row, l3)
+    return load8(row + _KEY_ODD) == 0 and fragment in (FRAGMENT_TINY, FRAGMENT_CONFLICT) and _is_parsed_at(row, l3)
 
 
 @kernel
