@@ -36,7 +36,6 @@ class Part:
     too_long: bool = False
     is_deep: bool = False  # its fragment header is not where ports are looked for behind
     is_cut: bool = False  # the fragment header is
-    is_short: bool = False  # the addresses are cut off: no datagram can be told
 
     def shown(self) -> Shown:
         if self.too_long:
@@ -126,17 +125,15 @@ def _ip6(packet: bytes) -> Part:
 
 
 def read(frame: bytes) -> tuple[Part | None, tuple[object, ...]]:
-    """None: no IPv4 up to its protocol, nor IPv6 with a whole fixed header. And where it was seen."""
+    """None: no IPv4 or IPv6 with a whole fixed header. And where it was seen."""
     at, tags = 12, []
     while len(tags) < 4 and frame[at : at + 2] in (b"\x81\0", b"\x88\xa8", b"\x91\0"):
         tags.append(int.from_bytes(frame[at + 2 : at + 4], "big") & 0xFFF)
         at += 4
     kind, packet = frame[at : at + 2], frame[at + 2 :]
     place = (len(tags), *tags[:2])
-    if kind == b"\x08\0" and len(packet) >= 10:
-        part = _ip4(packet)
-        part.is_short = len(packet) < 20
-        return part, place
+    if kind == b"\x08\0" and len(packet) >= 20:
+        return _ip4(packet), place
     if kind == b"\x86\xdd" and len(packet) >= 40:
         return _ip6(packet), place
     return None, place
@@ -191,7 +188,7 @@ class Reference:
         part, place = read(frame)
         if part is None:
             return None
-        if part.fragment in (NONE, ATOMIC) or part.is_cut or part.is_short:
+        if part.fragment in (NONE, ATOMIC) or part.is_cut:
             return Answer(part.shown(), part.too_long)
         key = (*part.key, place, input_slot)
         known = self.datagrams.get(key)
