@@ -26,6 +26,7 @@ TAGS = (0x8100, 0x88A8, 0x9100)
 EXTENSIONS = (0, 43, 60, 135)
 MOVABLE = (*EXTENSIONS, 51)
 _TOP = 2**32
+_ALL = slice(None)
 _PPP = ((0x21, IP), (0x57, IP6))
 
 
@@ -56,15 +57,15 @@ class Layers:
     def all(self, value: int) -> Ints:
         return np.full(self.n, value, np.int64)
 
-    def number(self, at: Ints | int, size: int) -> Found:
-        """`at`: of all the same, or of each its own."""
+    def number(self, at: Ints | int, size: int, rows: Ints | slice = _ALL) -> Found:
+        """`at`: of all the same, or of each its own; or of each of these rows."""
         if isinstance(at, int):
             if (at, size) not in self._fixed:
                 value = sum(self._data[:, at + i].astype(np.int64) << 8 * (size - 1 - i) for i in range(size))
                 self._fixed[at, size] = value, self.has(at, size)  # type: ignore[assignment]
             return self._fixed[at, size]
-        good = (at >= 0) & (at + size <= self.ends)
-        base = self._rows + np.where(good, at, 0)
+        good = (at >= 0) & (at + size <= self.ends[rows])
+        base = self._rows[rows] + np.where(good, at, 0)
         value = self._bytes[base].astype(np.int64)
         for i in range(1, size):
             value = value << 8 | self._bytes[base + i]

@@ -223,19 +223,20 @@ class Answers:
         """As libpcap goes along it."""
         number, four = self.layers.number, node.kinds == t.IP
         protocol, state = number(l3 + (9 if four else 6), 1)
-        at = l3 + (number(l3, 1)[0] % 16 * 4 if four else 40)
-        state = np.where(kind == (IP if four else IP6), state, ABSENT)
+        at = self.layers.all(0) + l3 + (number(l3, 1)[0] % 16 * 4 if four else 40)
+        protocol, state = protocol.copy(), np.where(kind == (IP if four else IP6), state, ABSENT)
+        rows = np.arange(self.layers.n)
         for _ in range(256):
-            can = (protocol == 51) | (one_of(protocol, (0, 43, 44, 60)) & (not four))
-            going = (state == OK) & (protocol != node.value) & can
-            if not going.any():
+            can = one_of(protocol[rows], (51,) if four else (51, 0, 43, 44, 60))
+            rows = rows[(state[rows] == OK) & (protocol[rows] != node.value) & can]
+            if not len(rows):
                 break
-            following, length, is_there = number(at, 1)[0], number(at + 1, 1)[0], self.layers.has(at, 2)
-            state = np.where(going, is_there, state)
-            at = np.where(going, np.where(protocol == 51, l3 + (length + 2) * 4, at + (length + 1) * 8), at)
-            protocol = np.where(going & (is_there == OK), following, protocol)
+            where = at[rows]
+            (following, state[rows]), length = number(where, 2, rows), number(where + 1, 1, rows)[0]
+            at[rows] = np.where(protocol[rows] == 51, l3 + (length + 2) * 4, where + (length + 1) * 8)
+            protocol[rows] = following >> 8
         else:
-            state[going & (state == OK)] = CUT
+            state[rows[state[rows] == OK]] = CUT
         return protocol == node.value, state
 
     # ---- our own fields

@@ -6,7 +6,6 @@ import ctypes
 import mmap
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.core.batch import Batch, heap_batch
 from broker.core.layout import PAGE, Geometry
@@ -24,9 +23,8 @@ class Guarded:
     def __init__(self) -> None:
         size = (2 * BLOCK + 1) * PAGE
         self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
-        self._pages = memory[PAGE:].reshape(BLOCK, 2 * PAGE)[:, :PAGE]
-        at = int(memory.ctypes.data)
+        self._memory = memoryview(self._mapping)
+        at = int(np.frombuffer(self._mapping, np.uint8).ctypes.data)
         for page in range(0, 2 * BLOCK + 1, 2):
             if _libc.mprotect(at + page * PAGE, PAGE, _PROT_NONE):
                 raise OSError(ctypes.get_errno(), "mprotect")
@@ -35,15 +33,11 @@ class Guarded:
 
     def put(self, frames: Frames, *, at_end: bool) -> None:
         """Each frame ends with its page, or begins with it."""
-        n, batch = len(frames), self.batch
-        pages = PAGE * (1 + 2 * np.arange(n))
-        if at_end:
-            columns = np.arange(WIDTH) - (WIDTH - frames.lengths[:, None])
-            self._pages[:n, PAGE - WIDTH :] = np.take_along_axis(frames.data, np.maximum(columns, 0), axis=1)
-            pages += PAGE - frames.lengths
-        else:
-            self._pages[:n, :WIDTH] = frames.data
+        n, batch, memory, data = len(frames), self.batch, self._memory, memoryview(frames.data.ravel())
+        places = PAGE * (1 + 2 * np.arange(n)) + (PAGE - frames.lengths if at_end else 0)
+        for i, (at, length) in enumerate(zip(places.tolist(), frames.lengths.tolist(), strict=True)):
+            memory[at : at + length] = data[i * WIDTH : i * WIDTH + length]
         rows = batch.packets
-        rows["ts_ns"][:n], rows["data_at"][:n], rows["caplen"][:n] = frames.times_ns, pages, frames.lengths
+        rows["ts_ns"][:n], rows["data_at"][:n], rows["caplen"][:n] = frames.times_ns, places, frames.lengths
         rows["wirelen"][:n], rows["input"][:n] = frames.wirelens, frames.inputs
         batch.block["n_packets"] = n

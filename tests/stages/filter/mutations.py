@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests import libpcap
 from tests import packets as p
 from tests.corpus import sample
-from tests.stages.filter import traffic, tunnel_traffic
+from tests.stages.filter import rare, traffic, tunnel_traffic
 
 WIDTH = 400  # bytes of the longest frame: more than any chain of IPv6 extension headers that is walked
 BLOCK = 4000  # frames at a time
@@ -55,6 +55,9 @@ class Frames:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def first(self, n: int) -> Frames:
+        return Frames(self.data[:n], self.lengths[:n], self.wirelens[:n], self.inputs[:n], self.times_ns[:n])
+
     def bytes_of(self, i: int) -> bytes:
         return self.data[i, : int(self.lengths[i])].tobytes()
 
@@ -80,9 +83,21 @@ def _sources() -> _Pool:
     """Whole frames of all kinds; captured ones where the corpus is."""
     chosen = random.Random(1)
     found = [traffic.whole(chosen) for _ in range(_SOURCES // 4)] + [f.data for f in tunnel_traffic.some(_SOURCES // 2, seed=2)]
-    found += [_long_chain(chosen) for _ in range(_SOURCES // 40)]
+    found += [_long_chain(chosen) for _ in range(_SOURCES // 40)] + [_rare(chosen) for _ in range(_SOURCES // 8)]
     captured = [record.data for capture in sample(3) for record in libpcap.read_ethernet(capture.path, 40)]
     return _pool([one for one in found + chosen.sample(captured, min(len(captured), _SOURCES // 4)) if one])
+
+
+def _rare(chosen: random.Random) -> bytes:
+    def plain() -> rare.Payload:
+        ports = chosen.choice(traffic.PORTS), chosen.choice(traffic.PORTS)
+        segment = chosen.choice(((p.TCP, p.tcp(*ports)), (p.UDP, p.udp(*ports))))
+        if chosen.random() < 0.5:
+            return p.ETH_IP, p.ipv4("10.0.0.1", "192.168.1.1", *segment)
+        return p.ETH_IP6, p.ipv6("fe80::1", "2001:db8::1", *segment)
+
+    kind, payload = rare.payload(chosen, plain, lambda: traffic.whole(chosen))
+    return p.ethernet(payload, type=kind)
 
 
 def _long_chain(chosen: random.Random) -> bytes:

@@ -169,8 +169,8 @@ def at_edges(of_rules: list[Edges], n: int, seed: int, *, inputs: Iterable[int] 
         addresses = {"source": _mac(chosen.choice(macs)), "destination": _mac(chosen.choice(macs))}
         data = p.ethernet(packet, type=p.ETH_IP6 if is_six else p.ETH_IP, vlans=tags, **addresses)
         wirelen = chosen.choice(lengths) if chosen.random() < 0.3 else len(data)
-        if chosen.random() < 0.2:
-            data = data[: chosen.randrange(len(data) + 1)]
+        if chosen.random() < 0.3:
+            data = data[: chosen.choice((chosen.randrange(62), chosen.randrange(len(data) + 1)))]
         frames.append(frame(data, wirelen, chosen.choice(slots)))
     return frames
 
