@@ -42,7 +42,6 @@ def test_who_reads_one_byte_too_far_dies() -> None:
     assert died == {f"{size}+1" for size in (13, 23, 33, 37, 47)}  # the last byte of ethertype, protocol, address, port, TCP flags
 
 
-@pytest.mark.corpus
 def test_a_million_hostile_frames_get_what_their_rules_say_one_by_one_and_what_the_twin_says() -> None:
     for found in shared("judged", FRAMES):
         assert found["differences"] == []
