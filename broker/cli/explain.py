@@ -59,6 +59,8 @@ def _number(arguments: argparse.Namespace) -> int:
     if arguments.capture is None:
         if (arguments.packet is None) == (arguments.hex is None):
             raise TapmeshError("explain: --capture FILE --packet N, or --packet 'FIELDS', or --hex HEX is needed")
+        if (arguments.packet or "").strip().isdigit():
+            raise TapmeshError(f"explain: --packet {arguments.packet}: packet {arguments.packet} of which file? --capture FILE is needed")
         return 0
     word = arguments.packet or ""
     if arguments.hex is not None or not (word.isascii() and word.isdigit() and int(word) > 0):

@@ -1,4 +1,4 @@
-"""A line on stderr that says how far it is, rewritten in place; nothing where stderr is not a terminal."""
+"""A line on stderr that says how far it is, rewritten in place; where stderr is not a terminal, a line now and then of what takes long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from broker.core.metrics import WIDTH, index
 from broker.supervisor.session import Session
 
 _EVERY_S = 0.2
+_LINE_EVERY_S = 10.0
 
 
 class Progress:
@@ -16,18 +17,20 @@ class Progress:
 
     def __init__(self, *, shown: bool | None = None) -> None:
         self.shown = sys.stderr.isatty() if shown is None else shown
-        self._next = 0.0
+        self._lines = shown is None and not self.shown
+        self._next = self._next_line = 0.0
         self._before = (time.monotonic(), 0)
         self._dirty = False
 
     def __call__(self, session: Session) -> None:
         now = time.monotonic()
+        if session.host.progress and (self._lines or now >= self._next):
+            self._next = now + _EVERY_S
+            self.say(session.host.progress)
+            return
         if not self.shown or now < self._next:
             return
         self._next = now + _EVERY_S
-        if session.host.progress:
-            self.say(session.host.progress)
-            return
         captured = captured_so_far(session)
         then, before = self._before
         rate = (captured - before) / (now - then) if now > then else 0.0
@@ -36,6 +39,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """This and nothing else until the next."""
+        if self._lines and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _LINE_EVERY_S
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
         if not self.shown:
             return
         sys.stderr.write(f"\r\x1b[K{text}")

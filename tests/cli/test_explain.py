@@ -189,6 +189,7 @@ def test_what_is_asked_wrongly_is_said_in_words(config: Path, tmp_path: Path) ->
         (["--capture", tmp_path / "absent.pcap", "--packet", "1"], "absent.pcap: cannot be opened: No such file"),
         (["--hex", "0g"], "expected pairs of hexadecimal digits"),
         ([], "is needed"),
+        (["--packet", "5"], "packet 5 of which file?"),
         (["--packet", "tcp.prt=1"], "unknown field 'tcp.prt'"),
         (["--hex", "00", "--input", "span9"], "there is no input 'span9'; the configuration has span0, span1"),
     ):

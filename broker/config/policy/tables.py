@@ -71,6 +71,7 @@ class _Index:
     libpcap: int  # those of maps where what cannot be told does not match
     used: list[int] = field(default_factory=lambda: [0] * KEY_WORDS)
     chunks: dict[int, int] = field(default_factory=lambda: {0: 0})  # bits -> number
+    kinds: dict[str, int] = field(default_factory=dict)  # values of each field so far
 
     @property
     def all(self) -> int:
@@ -98,15 +99,18 @@ class _Index:
                 left = left >> above << above
         return found
 
-    def place(self, row: NDArray[np.void], n_values: int) -> None:
-        """The next free bits of the key, in the first word that has room."""
+    def place(self, row: NDArray[np.void], name: str, n_values: int) -> None:
+        """The next free bits of the key, in the first word that has room. PolicyError: there is none."""
         bits = max(1, (n_values - 1).bit_length())
+        self.kinds[name] = n_values
         for word in range(KEY_WORDS):
             if self.used[word] + bits <= KEY_BITS:
                 row["word_at"], row["shift"], row["mask"] = 8 * word, self.used[word], (1 << bits) - 1
                 self.used[word] += bits
                 return
-        raise PolicyError("the rules tell more kinds of packets apart than fit the key: simplify them")
+        most = sorted(self.kinds, key=lambda name: -self.kinds[name])[:4]
+        told = ", ".join(f"{self.kinds[name]:,} of {name.replace('_', ' ')}" for name in most)
+        raise PolicyError(f"the rules tell more kinds of packets apart than fit the key ({told}): merge ranges that get the same answer")
 
 
 def _index(builder: Builder, of_rules: list[list[Term]]) -> _Index:
@@ -211,7 +215,7 @@ def _add_field(builder: Builder, index: _Index, name: str, asked: dict[str, list
                 out["of_ip"], out["of_ip6"] = (int(classes.direct_table(found, 65536)[kind]) for kind in (0x0800, 0x86DD))
         elif found.n == 1:
             rows += found.rows  # both values of the bit, wherever they are the same
-    _finish(builder, index, out, rows)
+    _finish(builder, index, name, rows)
 
 
 def _add_banks(builder: Builder, index: _Index, name: str, found: Classes, rows: list[int]) -> None:
@@ -238,8 +242,9 @@ def _add_tag(builder: Builder, out: NDArray[np.void], vlans: Classes, asked: dic
     return [row for row in vlans.rows for _ in distinct]
 
 
-def _finish(builder: Builder, index: _Index, out: NDArray[np.void], rows: list[int]) -> None:
-    index.place(out, len(rows))
+def _finish(builder: Builder, index: _Index, name: str, rows: list[int]) -> None:
+    out = builder.fields[FIELD_NUMBER[name]]
+    index.place(out, name, len(rows))
     out["rows_at"] = builder.add(index.cut(rows))
 
 
@@ -255,4 +260,4 @@ def _add_input(builder: Builder, index: _Index) -> None:
     rows += [sum(terms for terms, seen in zip(index.of_map, maps, strict=True) if seen) for maps in known]
     out = builder.fields[FIELD_NUMBER["input"]]
     out["at"], out["n"] = builder.add(table), len(table)
-    _finish(builder, index, out, rows)
+    _finish(builder, index, "input", rows)
