@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
 LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
 
@@ -180,6 +180,7 @@ FRAME = np.dtype(
         ("header_at", "<u4"),  # offset in the block's headers
         ("data_at", "<u4"),  # offset in the block's data
         ("data_len", "<u4"),
+        ("wirelen", "<u4"),  # outer header, and what the packet had on the wire: what a capture file says as the original length
         ("share", "<u4"),  # share % n_send is the send worker that takes it: flow hash for tunnels, tool slot for files
     ],
     align=True,

@@ -27,8 +27,10 @@ import numpy as np
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.stage import AGAIN, Context, Generation
-from stages.encapsulate import kernels
+from stages.encapsulate.frames import list_frames
+from stages.encapsulate.headers import write_headers
 from stages.encapsulate.templates import TEMPLATE, make_templates
+from stages.encapsulate.tickets import take_tickets, tickets_reached
 
 
 class Encapsulate:
@@ -50,16 +52,14 @@ class Encapsulate:
     def step(self, batch: Batch) -> int:
         """Returns the number of packets looked at, or AGAIN while it is not this block's turn to take numbers."""
         context, seq = self._context, batch.seq
-        if not kernels.tickets_reached(context.tickets_at, self._ticket_rows, seq):
+        if not tickets_reached(context.tickets_at, self._ticket_rows, seq):
             return AGAIN
-        n_frames = kernels.list_frames(
+        n_frames = list_frames(
             batch.block_at, batch.packets_at, batch.verdicts_at, batch.frames_at, batch.max_packets, batch.max_frames,
             batch.header_bytes, batch.data_bytes, self._templates_at, self._numbers_at, context.counters_at,
         )  # fmt: skip
-        kernels.take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
-        kernels.write_headers(
-            batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.verdicts_at, self._templates_at, self._numbers_at
-        )
+        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
+        write_headers(batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.verdicts_at, self._templates_at, self._numbers_at)
         return max(0, int(batch.block["n_packets"][0]))
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ To add a tunnel:
 1. a row in `TUNNELS`: the IP protocol (or UDP) that carries it, and a function that gives its header with all fields that never change,
    and where in it those are that do. The outer IP and UDP headers, their lengths and checksums come by themselves;
 2. if a field changes with each frame and is neither a sequence number (32 bits) nor a GRE checksum: a PATCH_* bit here, and a few
-   lines in `kernels.write_headers` under that bit;
+   lines in `headers.write_headers` under that bit;
 3. its name in `broker.core.model.Tunnel.kind`, its options in `broker/config`, and a backend for its sockets in `stages/send`.
 
 VXLAN needs no more than step 1: ``"vxlan": Shape(UDP, True, lambda t: Inner(struct.pack("!II", 0x08000000, t.vni << 8)))``.

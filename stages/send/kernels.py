@@ -58,10 +58,10 @@ def _offset(dtype: np.dtype[Any], field: str) -> int:
 
 _N_PACKETS, _N_FRAMES = (_offset(layout.BLOCK, f) for f in ("n_packets", "n_frames"))
 _PACKET_BYTES = layout.PACKET.itemsize
-_TS_NS, _WIRELEN = (_offset(layout.PACKET, f) for f in ("ts_ns", "wirelen"))
+_TS_NS = _offset(layout.PACKET, "ts_ns")
 _FRAME_BYTES = layout.FRAME.itemsize
-_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE = (
-    _offset(layout.FRAME, f) for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share")
+_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE, _FRAME_WIRELEN = (
+    _offset(layout.FRAME, f) for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share", "wirelen")
 )
 _JOB = tuple(_offset(JOB, f) for f in JOB.names or ())
 _FD, _SKIP, _COUNTERS_AT, _REASONS_AT, _VECTORS_AT, _PROGRESS_AT, _PROGRESS = _JOB[:7]
@@ -243,8 +243,7 @@ def fill_records(
         store32(record, seconds)
         store32(record + 4, ts_ns - seconds * _NS)
         store32(record + 8, header_len + data_len)
-        wirelen = load32(packet + _WIRELEN)  # of a bare frame as it was read, even where a capture file says less than it holds
-        store32(record + 12, wirelen if header_len == 0 else header_len + max(wirelen, data_len))
+        store32(record + 12, load32(frame + _FRAME_WIRELEN))
         if header_len > _LINE:
             copy(record + RECORD_HEADER, headers_at + load32(frame + _HEADER_AT), header_len)
         elif header_len > 0:

@@ -1,0 +1,96 @@
+"""The outer header of each frame: a tool's template, and what changes from frame to frame."""
+
+from __future__ import annotations
+
+from broker.core import layout
+from broker.core.layout import TOOLS
+from stages.encapsulate import templates
+from stages.encapsulate.checksum import fold, sum_words
+from stages.encapsulate.templates import (
+    FIRST_FLOW_PORT,
+    HEADER_ROOM,
+    PATCH_CHECKSUM,
+    PATCH_IPV4,
+    PATCH_IPV6,
+    PATCH_SEQUENCE,
+    PATCH_SOURCE_PORT,
+    PATCH_UDP,
+    PATCH_UDP_CHECKSUM,
+)
+from stages.jit import kernel
+from stages.memory import copy, load16, load32, load64, store64, store_be16, store_be32
+
+assert layout.VERDICT.fields is not None
+assert layout.FRAME.fields is not None
+assert templates.TEMPLATE.fields is not None
+
+_VERDICT_BYTES, _VERDICT_FLOW = layout.VERDICT.itemsize, layout.VERDICT.fields["flow"][1]
+
+_FRAME_BYTES = layout.FRAME.itemsize
+_FRAME_PACKET, _FRAME_TOOL, _FRAME_HEADER_AT, _FRAME_DATA_AT, _FRAME_DATA_LEN = (
+    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_at", "data_at", "data_len")
+)
+
+_TEMPLATE_BYTES = templates.TEMPLATE.itemsize
+_HEADER_LEN, _PATCHES, _IP_LEN, _TUNNEL_AT, _CHECKSUM_AT, _SEQUENCE_AT, _IP_SUM, _PSEUDO_SUM = (
+    templates.TEMPLATE.fields[f][1]
+    for f in ("header_len", "patches", "ip_len", "tunnel_at", "checksum_at", "sequence_at", "ip_sum", "pseudo_sum")
+)
+
+_IPV6_HEADER = 40  # not part of the payload length
+_ANY_CHECKSUM = PATCH_CHECKSUM | PATCH_UDP_CHECKSUM
+
+
+@kernel
+def write_headers(
+    frames_at: int, n_frames: int, headers_at: int, data_at: int, verdicts_at: int, templates_at: int, numbers_at: int
+) -> None:
+    """Write the outer header of each of the frames that `list_frames` has just listed (and bounded)."""
+    for f in range(n_frames):
+        frame = frames_at + f * _FRAME_BYTES
+        tool = load16(frame + _FRAME_TOOL) & (TOOLS - 1)
+        template = templates_at + tool * _TEMPLATE_BYTES
+        patches = load32(template + _PATCHES)
+        if patches & (PATCH_IPV4 | PATCH_IPV6) == 0:  # bare
+            continue
+        header_len = load32(template + _HEADER_LEN)
+        header = headers_at + load32(frame + _FRAME_HEADER_AT)
+        total_len = header_len + load32(frame + _FRAME_DATA_LEN)
+        number = load64(numbers_at + 8 * tool)
+        store64(numbers_at + 8 * tool, number + 1)
+        copy(header, template, HEADER_ROOM)
+        if patches & PATCH_IPV4:
+            identification = number & 0xFFFF
+            store_be16(header + 2, total_len)
+            store_be16(header + 4, identification)
+            store_be16(header + 10, ~fold(load32(template + _IP_SUM) + total_len + identification))
+        else:
+            store_be16(header + 4, total_len - _IPV6_HEADER)
+        if patches & PATCH_SEQUENCE:
+            store_be32(header + load32(template + _SEQUENCE_AT), number)
+        if patches & PATCH_UDP:
+            udp = header + load32(template + _IP_LEN)
+            store_be16(udp + 4, header + total_len - udp)
+            if patches & PATCH_SOURCE_PORT:
+                flow = load32(verdicts_at + load32(frame + _FRAME_PACKET) * _VERDICT_BYTES + _VERDICT_FLOW)
+                store_be16(udp, FIRST_FLOW_PORT + (flow & (65_536 - FIRST_FLOW_PORT - 1)))
+        if patches & _ANY_CHECKSUM:
+            write_checksums(template, header, data_at + load32(frame + _FRAME_DATA_AT), total_len - header_len)
+
+
+@kernel
+def write_checksums(template: int, header: int, data: int, data_len: int) -> None:
+    """The GRE checksum (RFC 2784 section 2.3), and then the UDP checksum over it (RFC 768; RFC 8200 section 8.1), as the template asks."""
+    patches = load32(template + _PATCHES)
+    header_len = load32(template + _HEADER_LEN)
+    data_sum = sum_words(data, data_len)  # headers have an even length, so it is a part of both sums as it is
+    if patches & PATCH_CHECKSUM:
+        tunnel_at = load32(template + _TUNNEL_AT)
+        total = data_sum + sum_words(header + tunnel_at, header_len - tunnel_at)
+        store_be16(header + load32(template + _CHECKSUM_AT), ~fold(total))
+    if patches & PATCH_UDP_CHECKSUM:
+        ip_len = load32(template + _IP_LEN)
+        udp_len = header_len - ip_len + data_len
+        total = data_sum + sum_words(header + ip_len, header_len - ip_len) + load32(template + _PSEUDO_SUM) + udp_len
+        checksum = ~fold(total) & 0xFFFF
+        store_be16(header + ip_len + 6, checksum if checksum != 0 else 0xFFFF)  # zero means none
