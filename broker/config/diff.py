@@ -4,7 +4,7 @@
 |---|---|---|
 | node, inputs, stages, ring | restart | they shape the rings, the sockets of capture and the processes |
 | http | restart | the listening socket belongs to the supervisor as it was started |
-| tools, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
+| tools, groups, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
 | tests | reload | they are asked before a policy is put in force |
 | more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
 | drain_s | reload | it is looked at when the pipeline stops |
@@ -21,7 +21,7 @@ from broker.core.model import Config, PolicyTest
 
 Action = Literal["keep", "reload", "restart"]
 RESTART = ("node", "inputs", "stages", "ring", "http")
-RELOAD = ("tools", "sets", "maps", "collector", "drain_s", "tests")
+RELOAD = ("tools", "groups", "sets", "maps", "collector", "drain_s", "tests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _told(old: Any, new: Any) -> Iterable[str]:
     if isinstance(old, tuple) and any(isinstance(item, PolicyTest) for item in old + new):
         yield from _named(*({f"[{n}]": test for n, test in enumerate(tests)} for tests in (old, new)))
     elif isinstance(old, tuple) and any(is_dataclass(item) for item in old + new):
-        before, after = ({item.name: replace(item, slot=0) for item in items} for items in (old, new))
+        before, after = ({item.name: _unplaced(item) for item in items} for items in (old, new))
         yield from _named(before, after)
         if old and list(before) != list(after) and before.keys() == after.keys():
             yield "in another order"
@@ -86,6 +86,10 @@ def _told(old: Any, new: Any) -> Iterable[str]:
         yield from _fields(old, new)
     elif old != new:
         yield f"{_shown(old)} -> {_shown(new)}"
+
+
+def _unplaced(item: Any) -> Any:
+    return replace(item, slot=0) if hasattr(item, "slot") else item
 
 
 def _named(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:

@@ -39,10 +39,11 @@ def _fanout_group(node: str, live: Input, taken: set[int]) -> int:
 
 
 def reachable_tools(config: Config, lane: Lane) -> frozenset[str]:
-    """The tools that a packet of `lane` can go to, by the maps of its inputs and by the collector."""
+    """The tools that a packet of `lane` can go to, by the maps of its inputs and by the collector; for a group that shares, its name."""
     names = {i.name for i in lane.inputs}
     by_maps = {tool for m in config.maps if not m.inputs or names & set(m.inputs) for tool in m.to}
-    return frozenset(by_maps | set(config.collector))
+    members = {g.name: g.members for g in config.groups if g.mode == "replicate"}
+    return frozenset(tool for name in by_maps | set(config.collector) for tool in members.get(name, (name,)))
 
 
 def needed_tools(config: Config) -> int:
