@@ -28,7 +28,7 @@ def check(document: Document) -> Iterator[Error]:
     sets = yield from _sets(document, _mapping(whole, "sets"))
     yield from _maps(document, whole, sets)
     yield from _groups(document, whole)
-    yield from _names(document, ("collector",), whole.get("collector"), _receivers(whole), "tool or group")
+    yield from _names(document, ("collector",), whole.get("collector"), *_receivers(whole))
     yield from _tests(document, whole)
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
         yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
@@ -116,9 +116,10 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
 
 
-def _receivers(whole: dict[str, Any]) -> dict[str, Any]:
-    """What packets can be delivered to."""
-    return _mapping(whole, "tools") | _mapping(whole, "groups")
+def _receivers(whole: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What packets can be delivered to, and what it is called."""
+    groups = _mapping(whole, "groups")
+    return _mapping(whole, "tools") | groups, "tool or group" if groups else "tool"
 
 
 def _groups(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
@@ -180,7 +181,7 @@ def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) 
             continue
         path: Path = ("maps", n)
         yield from _names(document, (*path, "inputs"), value.get("inputs"), _mapping(whole, "inputs"), "input")
-        yield from _names(document, (*path, "to"), value.get("to"), _receivers(whole), "tool or group")
+        yield from _names(document, (*path, "to"), value.get("to"), *_receivers(whole))
         rules = value.get("rules")
         for r, rule in enumerate(rules if isinstance(rules, list) else ()):
             for action in ("pass", "drop"):
@@ -195,7 +196,7 @@ def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
         if not isinstance(value, dict):
             continue
         path: Path = ("tests", n)
-        yield from _names(document, (*path, "delivers"), value.get("delivers"), _receivers(whole), "tool or group")
+        yield from _names(document, (*path, "delivers"), value.get("delivers"), *_receivers(whole))
         yield from _names(document, (*path, "by"), value.get("by"), named, "map")
         if isinstance(fields := value.get("packet"), dict):
             yield from _names(document, (*path, "packet", "input"), fields.get("input"), _mapping(whole, "inputs"), "input")

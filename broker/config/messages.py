@@ -78,9 +78,10 @@ def _part(path: Path, tags: list[str]) -> type[Part]:
 
 
 def _keys(path: Path, tags: list[str]) -> list[str]:
-    """The keys that may stand where the last step of `path` stands."""
+    """The keys that may stand where the last step of `path` stands; those that it shares with other parts come last."""
     part = _part(path[:-1], tags) if len(path) > 1 else Whole
-    return list(part.model_fields)
+    shared = {key for base in part.__mro__[1:] if issubclass(base, Part) for key in base.model_fields}
+    return sorted(part.model_fields, key=lambda key: key in shared)
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:
