@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from broker.core.model import Config, Delivery, Map, Shape
+from broker.core.model import Config, Delivery, Map, Shape, Tool
 
 GROUP = "group "
 PLAIN = Shape()
@@ -54,6 +54,22 @@ def bits(config: Config, m: Map | None = None) -> int:
     slots = {(d.to, d.map): d.slot for d in deliveries(config)}
     shaped = m.name if m is not None and m.shape != PLAIN else ""
     return sum(1 << slots[to, shaped] for to in set(config.collector if m is None else m.to))
+
+
+def shapes(config: Config) -> list[tuple[Tool, Shape]]:
+    """Every tool in every shape in which it is delivered to."""
+    tools, groups = {t.name: t for t in config.tools}, {g.name: g.members for g in config.groups}
+    of_map = {m.name: m.shape for m in config.maps}
+    ways = [(tools[name], d.map) for d in deliveries(config) for name in groups.get(d.to, (d.to,))]
+    return list(dict.fromkeys((tool, merged(of_map[m], tool.shape) if m else tool.shape) for tool, m in ways))
+
+
+def copies(config: Config) -> int:
+    """How many of them change packets in the middle, or look at them again once they are changed, and so need a copy."""
+    return sum(
+        bool(shape.mask or ((shape.strip or shape.push_vlan is not None) and (shape.slice_after or tool.super_frames == "segment")))
+        for tool, shape in shapes(config)
+    )
 
 
 def merged(outer: Shape, inner: Shape) -> Shape:

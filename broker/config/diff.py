@@ -7,6 +7,7 @@
 | tools, groups, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
 | tests | reload | they are asked before a policy is put in force |
 | more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
+| more tools and maps that mask packets than the rings have room for | restart | likewise |
 | drain_s | reload | it is looked at when the pipeline stops |
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from broker.config.deliveries import copies
 from broker.config.lanes import needed_tools, tool_room
 from broker.core.model import Config, PolicyTest
 
@@ -53,9 +55,9 @@ class Changes:
         return "\n".join(map(str, self.of("restart") + self.of("reload"))) or "nothing changed"
 
 
-def diff(old: Config, new: Config, max_tools: int | None = None) -> Changes:
+def diff(old: Config, new: Config, max_tools: int | None = None, max_copies: int | None = None) -> Changes:
     """From `old`, in force, to `new`. `max_tools`: `lanes.tool_room` of the configuration that the pipeline was started with (by default
-    of `old`). Slots and places do not count."""
+    of `old`), `max_copies`: `deliveries.copies` of it. Slots and places do not count."""
     changes = []
     for part in RESTART + RELOAD:
         reason = "; ".join(_told(getattr(old, part), getattr(new, part)))
@@ -63,8 +65,16 @@ def diff(old: Config, new: Config, max_tools: int | None = None) -> Changes:
     room = tool_room(old) if max_tools is None else max_tools
     if (needed := needed_tools(new)) > room:
         reason = f"a packet may go to {needed} tools, and the rings were made for {room}"
-        changes = [replace(c, action="restart", reason=f"{c.reason}; {reason}".lstrip("; ")) if c.part == "tools" else c for c in changes]
+        changes = [_restart(c, reason) if c.part == "tools" else c for c in changes]
+    made = copies(old) if max_copies is None else max_copies
+    if (wanted := copies(new)) > made:
+        reason = f"{wanted} tools and maps change bytes of packets, and the rings were made for {made}"
+        changes = [_restart(c, reason) if c.part == "tools" else c for c in changes]
     return Changes(tuple(changes))
+
+
+def _restart(change: Change, reason: str) -> Change:
+    return replace(change, action="restart", reason=f"{change.reason}; {reason}".lstrip("; "))
 
 
 def _action(part: str) -> Action:

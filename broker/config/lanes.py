@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import zlib
 
+from broker.config.deliveries import copies
 from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
 HEADER_BYTES = 64
 """Room for the outer header of a frame: IPv6 (40) + UDP (8) + GRE with checksum, key and sequence number (16)."""
+
+SEGMENT_FRAMES = 512
+"""More frames in a block, for super-frames that are cut: the bytes of a block in segments of 512."""
 
 BLOCK_FRAMES = 16_384
 """Frames a block has room for at most: with `HEADER_BYTES` 1.4 MiB a block. With more tools a block takes fewer packets instead."""
@@ -67,9 +71,10 @@ def geometry(config: Config, lane: Lane) -> Geometry:
     return Geometry(
         n_blocks=config.ring.blocks,
         max_packets=max_packets,
-        max_frames=max_packets * room,
-        header_bytes=max_packets * room * HEADER_BYTES,
+        max_frames=max_packets * room + SEGMENT_FRAMES,
+        header_bytes=(max_packets * room + SEGMENT_FRAMES) * HEADER_BYTES,
         data_bytes=config.ring.block_bytes + RECORD_BYTES,
+        shaped_bytes=copies(config) * (config.ring.block_bytes + RECORD_BYTES),
         n_filter=config.stages.filter,
         n_encapsulate=config.stages.encapsulate,
         n_send=config.stages.send,

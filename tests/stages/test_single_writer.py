@@ -46,6 +46,7 @@ def allowed(batch: Batch, kind: str) -> np.ndarray:
         "frames": (batch.frames_at, batch.frames.nbytes),
         "headers": (batch.headers_at, batch.headers.nbytes + layout.SLACK),
         "data": (batch.data_at, batch.data.nbytes + layout.SLACK),
+        "shaped": (batch.data_at + batch.shaped_from, batch.window_bytes - batch.shaped_from + layout.SLACK if SHAPED else 0),
     }
     for part in parts:
         at, size = spans[part]

@@ -1,0 +1,1 @@
+"""Blocks put through encapsulate by a configuration as it is written, and what came of them."""
