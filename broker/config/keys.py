@@ -57,10 +57,12 @@ TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 
 @dataclass(frozen=True, slots=True)
 class OneOrMany:
-    """An annotation: a list, for which a single word may stand."""
+    """An annotation: a list, for which a single word may stand, or a single mapping."""
+
+    mappings: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
+        return core_schema.no_info_before_validator_function(partial(scalars.one_or_many, mappings=self.mappings), handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         listed = handler(schema)

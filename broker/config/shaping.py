@@ -96,7 +96,7 @@ class ShapePart(Part):
     dedup: DedupPart | None = Field(None, description="no packet twice")
     strip: Annotated[list[Annotated[str, choice(*model.STRIPPABLE)]], OneOrMany()] = Field([], description="headers to take off")
     push_vlan: Annotated[int | None, whole(1, 4094)] = Field(None, description="VLAN tag to put on")
-    mask: Annotated[list[Annotated[tuple[str, int, int], _MASK]], OneOrMany()] = Field(
+    mask: Annotated[list[Annotated[tuple[str, int, int], _MASK]], OneOrMany(mappings=True)] = Field(
         [], description="bytes to overwrite: payload, cards, or {from: l4, at: 0, bytes: 16}"
     )
     mask_checksums: Annotated[bool, TRUTH] = Field(_SHAPE["mask_checksums"], description="make checksums right again behind a mask")

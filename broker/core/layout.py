@@ -2,7 +2,9 @@
 
 A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0600) that every process maps::
 
-    control            PIPELINE header | tool_sequence int64[TOOLS]                     written: supervisor | encapsulate (fetch_add)
+    control            PIPELINE header                                                  written: supervisor
+                       tool_sequence int64[TOOLS]                                       written: encapsulate (fetch_add)
+                       tool_state int64[TOOLS], TOOL_*                                  written: supervisor (health)
     lane-0 ...         LANE header | WORKER rows | counters | tickets | blocks          see below
     generation-1 ...   msgpack: the plan that blocks stamped 1 are handled by           written once: supervisor
     policy-1 ...       the compiled policy image of that generation                     written once: supervisor
@@ -120,6 +122,10 @@ WORKER = _row(
     ("error", "<i8"),  # exit code it chose, 0 none
     ("stop_at", "<i8"),
 )
+
+TOOL_UNASKED, TOOL_ALIVE, TOOL_DEAD = range(3)
+TOOL_STATE_NAMES = ("not asked", "alive", "dead")
+"""Whether a tool answers."""
 
 PROGRESS_BITS = 24  # more than a block has frames
 

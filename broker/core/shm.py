@@ -116,6 +116,7 @@ class Pipeline:
     header_at: int
     tool_sequence: NDArray[np.int64]  # [TOOLS]
     tool_sequence_at: int
+    tool_state: NDArray[np.int64]  # [TOOLS]
     lanes: list[LaneMemory]
 
 
@@ -147,8 +148,10 @@ def _control(directory: Path, memory: NDArray[np.uint8], lanes: list[LaneMemory]
     if memory.nbytes != CONTROL_BYTES:
         raise PipelineError(f"{path}: {memory.nbytes} bytes, expected {CONTROL_BYTES}")
     sequence = memory[layout.PAGE : layout.PAGE + 8 * layout.TOOLS].view(np.int64)
+    state = memory[layout.PAGE + 8 * layout.TOOLS :][: 8 * layout.TOOLS].view(np.int64)
     base = int(memory.ctypes.data)
-    return Pipeline(directory.name.removeprefix("tapmesh-"), directory, header, base, sequence, base + layout.PAGE, lanes)
+    name = directory.name.removeprefix("tapmesh-")
+    return Pipeline(name, directory, header, base, sequence, base + layout.PAGE, state, lanes)
 
 
 def bytes_needed(geometries: Sequence[Geometry]) -> int:

@@ -7,6 +7,7 @@ changed packet has to be looked at again, is it copied into `shaped`, and the wi
 
 from __future__ import annotations
 
+from stages.encapsulate.cards import mask_cards
 from stages.encapsulate.dedup import is_duplicate
 from stages.encapsulate.layers import (
     HEAD_ROOM,
@@ -19,7 +20,7 @@ from stages.encapsulate.layers import (
     window_at_of,
     window_end_of,
 )
-from stages.encapsulate.masks import mask_cards, mask_payload, mask_range, right_checksums
+from stages.encapsulate.masks import fix_checksums, mask_payload, mask_range
 from stages.encapsulate.plan import (
     COUNTERS,
     DATA,
@@ -75,7 +76,7 @@ from stages.encapsulate.segment import (
 )
 from stages.encapsulate.slices import kept_by_slice
 from stages.encapsulate.templates import HEADER_ROOM, SHARE_BY_TOOL
-from stages.encapsulate.ways import MASK, ROUTE
+from stages.encapsulate.ways import MASK, MASK_CARDS, MASK_PAYLOAD, ROUTE
 from stages.jit import kernel
 from stages.memory import add64, copy, load32, load64, store64
 from stages.wire.headers import ETH_VLAN, ETHERNET_BYTES
@@ -87,8 +88,8 @@ _ONE_IN, _BY_PACKET, _COUNTED = (ROUTE.fields[f][1] for f in ("sample_one_in", "
 _MASKS, _N_MASKS, _CHECKSUMS = (ROUTE.fields[f][1] for f in ("masks_at", "n_masks", "mask_checksums"))
 _AFTER, _SLICE, _SEGMENT = (ROUTE.fields[f][1] for f in ("slice_after", "slice_bytes", "segment_bytes"))
 _MAX_BYTES, _CUT = ROUTE.fields["max_bytes"][1], ROUTE.fields["cut_to_mtu"][1]
-_MASK_BYTES, _WHAT, _AT, _N_BYTES = MASK.itemsize, *(MASK.fields[f][1] for f in ("what", "at", "n_bytes"))
-_PAYLOAD, _CARDS = 0, 1
+_MASK_BYTES, _WHAT, _BASE, _AT, _N_BYTES = MASK.itemsize, *(MASK.fields[f][1] for f in ("what", "base", "at", "n_bytes"))
+_DIGITS_KEPT, _STAR = 4, 0x2A
 
 _ROW_BITS = 20  # a position is block << _ROW_BITS | row
 
@@ -123,17 +124,17 @@ def _mask(plan: int, route: int, frame: int, caplen: int) -> None:
     changed = 0
     for i in range(load64(route + _N_MASKS)):
         mask = load64(route + _MASKS) + i * _MASK_BYTES
-        what, at, n_bytes = load64(mask + _WHAT), load64(mask + _AT), load64(mask + _N_BYTES)
-        if what == _CARDS:
-            changed += mask_cards(frame, caplen)
-        elif what == _PAYLOAD and at == 0 and n_bytes == 0:
-            changed += mask_payload(frame, caplen)
+        what = load64(mask + _WHAT)
+        if what == MASK_CARDS:
+            changed += mask_cards(frame, caplen, _DIGITS_KEPT, _STAR)
+        elif what == MASK_PAYLOAD:
+            changed += mask_payload(frame, caplen, 0)
         else:
-            changed += mask_range(frame, caplen, what, at, n_bytes)
+            changed += mask_range(frame, caplen, load64(mask + _BASE), load64(mask + _AT), load64(mask + _N_BYTES), 0)
     if changed:
         count(plan, load64(route + _TOOL), MASKED)
         if load64(route + _CHECKSUMS):
-            right_checksums(frame, caplen)
+            fix_checksums(frame, caplen)
 
 
 @kernel

@@ -61,12 +61,16 @@ class Encapsulate:
         self._ways = ways = Ways(generation.config, self._seed, self._ways)
         self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
         self._paths = Paths(generation.config.tools)
-        self._alive_seen = b""
+        self._state = b""
         self._look()
 
     def _look(self) -> None:
         """What has changed of the tools and of the way to them."""
         assert self._ways is not None
+        state = self._context.tool_state.tobytes()
+        if state != self._state:
+            self._state = state
+            self._ways.mark_alive((np.frombuffer(state, np.int64) != layout.TOOL_DEAD).tolist())
         for slot, mtu in self._paths.changed():
             self._ways.set_mtu(slot, mtu)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.deliveries import PLAIN, deliveries, merged
-from broker.core.layout import TOOLS
+from broker.core.layout import MAX_FRAME_BYTES, TOOLS
 from broker.core.model import Config, Dedup, Group, Limit, Mask, Shape, Tool
 from stages.encapsulate.dedup import DEDUP_CHECKSUM, DEDUP_MAC, DEDUP_TOS, DEDUP_TTL, DEDUP_VLAN, new_table
 from stages.encapsulate.layers import (
@@ -29,6 +29,7 @@ from stages.encapsulate.layers import (
     STRIP_VNTAG,
     STRIP_VXLAN,
 )
+from stages.encapsulate.masks import FROM_FRAME, FROM_L3, FROM_L4, FROM_PAYLOAD
 from stages.encapsulate.sample import new_bucket
 
 BUCKETS = 1024
@@ -52,8 +53,9 @@ ROUTE = _row(
 longer is cut (`cut_to_mtu`) or dropped. `counted`: packets sampled from so far."""
 SLICE_AFTER = {"": 0, "l2": 1, "l3": 2, "l4": 3}
 
-MASK = _row("what", "at", "n_bytes")
-MASKS = {"payload": 0, "cards": 1, "frame": 2, "l3": 3, "l4": 4}
+MASK = _row("what", "base", "at", "n_bytes")
+MASK_PAYLOAD, MASK_CARDS, MASK_RANGE = range(3)
+_FROM = {"frame": FROM_FRAME, "l3": FROM_L3, "l4": FROM_L4, "payload": FROM_PAYLOAD}
 
 _STRIP = {
     "vlan": ALL_TAGS, "vntag": STRIP_VNTAG, "mpls": STRIP_MPLS, "gre": STRIP_GRE, "erspan": STRIP_ERSPAN, "vxlan": STRIP_VXLAN,
@@ -106,7 +108,6 @@ class Ways:
                     way["buckets_at"] = sharing.buckets.ctypes.data
             routes += [self._route(tools[name], merged(shape, tools[name].shape) if d.map else tools[name].shape) for name in members]
         self.routes = np.concatenate(routes) if routes else np.zeros(0, ROUTE)
-        self.mark_alive((True,) * TOOLS)
 
     def _route(self, tool: Tool, shape: Shape) -> NDArray[np.void]:
         made = np.zeros(1, ROUTE)
@@ -169,7 +170,9 @@ class Ways:
 def _masks(masks: Sequence[Mask]) -> NDArray[np.void]:
     made = np.zeros(len(masks), MASK)
     for row, mask in zip(made, masks, strict=True):
-        row["what"], row["at"], row["n_bytes"] = MASKS[mask.what], mask.at, mask.n_bytes
+        whole = not mask.at and not mask.n_bytes
+        row["what"] = MASK_CARDS if mask.what == "cards" else MASK_PAYLOAD if mask.what == "payload" and whole else MASK_RANGE
+        row["base"], row["at"], row["n_bytes"] = _FROM.get(mask.what, 0), mask.at, mask.n_bytes or MAX_FRAME_BYTES
     return made
 
 

@@ -1,1 +1,0 @@
-"""Blocks put through encapsulate by a configuration as it is written, and what came of them."""
