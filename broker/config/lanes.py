@@ -7,11 +7,11 @@ import zlib
 from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
-HEADER_BYTES = 64
-"""Room for the outer header of a frame: IPv6 (40) + UDP (8) + GRE with checksum, key and sequence number (16)."""
+HEADER_BYTES = 80
+"""Room for the outer header of a frame. The longest has 68: IPv6 40, GRE with its sequence number 8, ERSPAN III with its subheader 20."""
 
 BLOCK_FRAMES = 16_384
-"""Frames a block has room for at most: with `HEADER_BYTES` 1.4 MiB a block. With more tools a block takes fewer packets instead."""
+"""Frames a block has room for at most: with `HEADER_BYTES` 1.7 MiB a block. With more tools a block takes fewer packets instead."""
 
 
 def lanes(config: Config) -> tuple[Lane, ...]:

@@ -89,7 +89,7 @@ def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory:
 
 def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str, place: Place) -> Tool:
     if isinstance(value, schema.TunnelTool):
-        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()), place=place)
+        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()), receiver=value.receiver, place=place)
     file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
     return Tool(name, file=os.path.join(directory, file), place=place)
 

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from broker.config.document import Document, Error, Path, dotted
+from broker.config.parts import Part
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Part, Whole
+from broker.config.schema import SECTIONS, TAGGED, Whole
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:

@@ -10,7 +10,8 @@ from broker.core import layout
 from broker.core.layout import TOOLS
 from broker.core.metrics import index
 from stages.encapsulate import templates
-from stages.encapsulate.templates import SHARE_BY_TOOL
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
+from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
 from stages.memory import add64, load32, load64, shift_right, store16, store32, store64, trailing_zeros
 
@@ -36,10 +37,13 @@ _FRAME_PACKET, _FRAME_TOOL, _FRAME_HEADER_LEN, _FRAME_HEADER_AT, _FRAME_DATA_AT,
 _TEMPLATE_BYTES = templates.TEMPLATE.itemsize
 _KNOWN, _HEADER_LEN, _PATCHES, _MAX_DATA_LEN = (templates.TEMPLATE.fields[f][1] for f in ("known", "header_len", "patches", "max_data_len"))
 
-_FRAMED_FRAMES, _FRAMED_BYTES, _TOO_LONG, _NO_ROOM, _NO_TOOL, _DAMAGED = (
+_FRAMED_FRAMES, _FRAMED_BYTES, _TOO_LONG, _NOT_IP, _NO_ROOM, _NO_TOOL, _DAMAGED = (
     index("encapsulate", name)
-    for name in ("framed_frames", "framed_bytes", "dropped_too_long", "dropped_no_room", "dropped_no_tool", "dropped_damaged_packet")
-)
+    for name in (
+        "framed_frames", "framed_bytes", "dropped_too_long", "dropped_not_ip", "dropped_no_room", "dropped_no_tool",
+        "dropped_damaged_packet",
+    )
+)  # fmt: skip
 
 
 @kernel
@@ -51,6 +55,7 @@ def list_frames(
     max_packets: int,
     max_frames: int,
     header_bytes: int,
+    block_data_at: int,
     data_bytes: int,
     templates_at: int,
     numbers_at: int,
@@ -81,11 +86,16 @@ def list_frames(
             counters = counters_at + 8 * tool
             template = templates_at + tool * _TEMPLATE_BYTES
             header_len = load32(template + _HEADER_LEN)
+            skip = 0
+            if load32(template + _PATCHES) & WINDOW_IP and data_at + data_len <= data_bytes:
+                skip = find_ip(block_data_at + data_at, data_len)
             if load32(template + _KNOWN) == 0:
                 add64(counters + 8 * _NO_TOOL, 1)
             elif data_at + data_len > data_bytes:
                 add64(counters + 8 * _DAMAGED, 1)
-            elif data_len > load32(template + _MAX_DATA_LEN):
+            elif skip < 0:
+                add64(counters + 8 * _NOT_IP, 1)
+            elif data_len - skip > load32(template + _MAX_DATA_LEN):
                 add64(counters + 8 * _TOO_LONG, 1)
             elif n_frames == max_frames or headers_used + header_len > header_bytes:
                 add64(counters + 8 * _NO_ROOM, 1)
@@ -96,13 +106,13 @@ def list_frames(
                 store16(frame + _FRAME_TOOL, tool)
                 store16(frame + _FRAME_HEADER_LEN, header_len)
                 store32(frame + _FRAME_HEADER_AT, headers_used)
-                store32(frame + _FRAME_DATA_AT, data_at)
-                store32(frame + _FRAME_DATA_LEN, data_len)
+                store32(frame + _FRAME_DATA_AT, data_at + skip)
+                store32(frame + _FRAME_DATA_LEN, data_len - skip)
                 store32(frame + _FRAME_SHARE, share)
                 wirelen = load32(packet + _PACKET_WIRELEN)  # bare, it stays as it was read, even where a file says less than it holds
-                store32(frame + _FRAME_WIRELEN, header_len + (max(wirelen, data_len) if header_len else wirelen))
+                store32(frame + _FRAME_WIRELEN, header_len - skip + (max(wirelen, data_len) if header_len else wirelen))
                 add64(numbers_at + 8 * tool, 1)
-                add64(counters + 8 * _FRAMED_BYTES, header_len + data_len)
+                add64(counters + 8 * _FRAMED_BYTES, header_len + data_len - skip)
                 n_frames += 1
                 headers_used += header_len
     for tool in range(TOOLS):

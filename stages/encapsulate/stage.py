@@ -1,9 +1,10 @@
 """Encapsulate: one frame for each tool that wants a packet, with its outer header.
 
-Reads   packets, verdicts, data (checksums only); the tickets of the block before.
+Reads   packets, verdicts, data (checksums, IP headers and VLAN tags only); the tickets of the block before.
 Writes  frames, headers, ``n_frames``, ``headers_used``; its own ticket; the tools' sequence numbers.
 Options tools: tunnel and its parameters (`templates.py`, also for how to add a tunnel).
-Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_no_room, dropped_no_tool, dropped_damaged_packet.
+Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_not_ip, dropped_no_room, dropped_no_tool,
+        dropped_damaged_packet.
 
 Frames lie in packet order, those of one packet in slot order. Each frame of a tunnel has a number: the GRE sequence number is its low
 32 bits (the first is 0, RFC 2890 section 2.2), the IPv4 identification its low 16. Numbers are consecutive in ring order whatever the
@@ -47,7 +48,7 @@ class Encapsulate:
         self._templates_at = int(self._templates.ctypes.data)
 
     def load(self, generation: Generation) -> None:
-        self._templates[:] = make_templates(generation.config.tools)
+        self._templates[:] = make_templates(generation.config.tools, generation.number)
 
     def step(self, batch: Batch) -> int:
         """Returns the number of packets looked at, or AGAIN while it is not this block's turn to take numbers."""
@@ -56,10 +57,13 @@ class Encapsulate:
             return AGAIN
         n_frames = list_frames(
             batch.block_at, batch.packets_at, batch.verdicts_at, batch.frames_at, batch.max_packets, batch.max_frames,
-            batch.header_bytes, batch.data_bytes, self._templates_at, self._numbers_at, context.counters_at,
+            batch.header_bytes, batch.data_at, batch.data_bytes, self._templates_at, self._numbers_at, context.counters_at,
         )  # fmt: skip
         take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
-        write_headers(batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.verdicts_at, self._templates_at, self._numbers_at)
+        write_headers(
+            batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.packets_at, batch.verdicts_at,
+            self._templates_at, self._numbers_at,
+        )  # fmt: skip
         return max(0, int(batch.block["n_packets"][0]))
 
     def close(self) -> None:
