@@ -75,7 +75,7 @@ class Tunnel:
     @property
     def udp_port(self) -> int:
         """Where the receiver listens; 0: not over UDP."""
-        return self.port or UDP_PORTS.get(self.kind, 0)
+        return (self.port or UDP_PORTS[self.kind]) if self.kind in UDP_PORTS else 0
 
 
 @dataclass(frozen=True, slots=True)
