@@ -94,7 +94,7 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             continue
         path: Path = ("tools", name)
         if "tunnel" in value:
-            yield from _families(document, (*path, "tunnel"), value["tunnel"])
+            yield from _tunnel(document, (*path, "tunnel"), value["tunnel"])
         elif value.get("kind") == "pcap":
             if ("file" in value) == ("directory" in value):
                 found = "both file and directory" if "file" in value else "neither file nor directory"
@@ -141,16 +141,50 @@ def _groups(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
                 )
 
 
-def _families(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
+def _tunnel(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
     if not isinstance(tunnel, dict):
         return
-    try:
-        remote, source = (ipaddress.ip_address(str(tunnel.get(key))) for key in ("remote", "source"))
-    except ValueError:
-        return  # missing, or told by its own check
-    if remote.version != source.version:
-        text = f"IPv{source.version}, but remote is IPv{remote.version}; expected addresses of one family"
+    addresses = {key: _version(tunnel.get(key)) for key in ("remote", "source")}
+    remote, source = addresses["remote"], addresses["source"]
+    if remote and source and remote != source:
+        text = f"IPv{source}, but remote is IPv{remote}; expected addresses of one family"
         yield _error(document, (*path, "source"), text)
+    if remote == 4 and _is_true(tunnel.get("udp_checksum")) and "source" not in tunnel:
+        yield _error(document, (*path, "udp_checksum"), "over IPv4 it covers our address, expected key 'source' too, or false")
+    if tunnel.get("kind") == "erspan3":
+        yield from _erspan3(document, path, tunnel)
+
+
+def _erspan3(document: Document, path: Path, tunnel: dict[str, Any]) -> Iterator[Error]:
+    precise, index = tunnel.get("granularity") == "ieee1588", _number(tunnel.get("index"))
+    if not _is_true(tunnel.get("subheader")):
+        if precise:
+            yield _error(document, (*path, "granularity"), "its seconds are in the subheader, expected subheader: true too")
+        if index:
+            yield _error(document, (*path, "index"), "it is in the subheader, expected subheader: true too")
+    elif not precise and index > 0x3FFF:
+        text = f"{index} is out of range, expected 0..16383 (0..65535 with granularity: ieee1588)"
+        yield _error(document, (*path, "index"), text)
+
+
+def _version(address: Any) -> int:
+    """Of IP; 0: missing, or told by its own check."""
+    try:
+        return ipaddress.ip_address(str(address)).version
+    except ValueError:
+        return 0
+
+
+def _is_true(value: Any) -> bool:
+    return isinstance(value, Text) and value.lower() == "true"
+
+
+def _number(value: Any) -> int:
+    """0 where it is none: its own check says so."""
+    try:
+        return scalars.integer(value, 0, 0xFFFF)
+    except Wrong:
+        return 0
 
 
 def _sets(document: Document, sets: dict[str, Any]) -> Generator[Error, None, dict[str, Elements]]:

@@ -8,14 +8,14 @@ from broker.config.deliveries import copies
 from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
-HEADER_BYTES = 64
-"""Room for the outer header of a frame: IPv6 (40) + UDP (8) + GRE with checksum, key and sequence number (16)."""
+HEADER_BYTES = 80
+"""Room for the outer header of a frame. The longest has 68: IPv6 40, GRE with its sequence number 8, ERSPAN III with its subheader 20."""
 
 SEGMENT_FRAMES = 512
 """More frames in a block, for super-frames that are cut: the bytes of a block in segments of 512."""
 
 BLOCK_FRAMES = 16_384
-"""Frames a block has room for at most: with `HEADER_BYTES` 1.4 MiB a block. With more tools a block takes fewer packets instead."""
+"""Frames a block has room for at most: with `HEADER_BYTES` 1.7 MiB a block. With more tools a block takes fewer packets instead."""
 
 
 def lanes(config: Config) -> tuple[Lane, ...]:

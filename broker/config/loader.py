@@ -94,7 +94,7 @@ def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str,
     if isinstance(value, schema.TunnelTool):
         health = shaping.health(value.health)
         tunnel = Tunnel(**value.tunnel.model_dump())
-        return replace(made, tunnel=tunnel, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
+        return replace(made, tunnel=tunnel, receiver=value.receiver, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
     file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
     return replace(made, file=os.path.join(directory, file))
 

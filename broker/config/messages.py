@@ -8,10 +8,10 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from broker.config.document import Document, Error, Path, dotted
-from broker.config.keys import Part
+from broker.config.parts import Part
 from broker.config.scalars import Wrong, shown, suggest
 from broker.config.schema import SECTIONS, TAGGED, Whole
-from broker.config.shaping import NESTED
+from broker.config.shaping import NESTED, RemotePart
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -78,10 +78,9 @@ def _part(path: Path, tags: list[str]) -> type[Part]:
 
 
 def _keys(path: Path, tags: list[str]) -> list[str]:
-    """The keys that may stand where the last step of `path` stands; those that it shares with other parts come last."""
+    """The keys that may stand where the last step of `path` stands; those of shapes, which many parts have, come last."""
     part = _part(path[:-1], tags) if len(path) > 1 else Whole
-    shared = {key for base in part.__mro__[1:] if issubclass(base, Part) for key in base.model_fields}
-    return sorted(part.model_fields, key=lambda key: key in shared)
+    return sorted(part.model_fields, key=lambda key: key in RemotePart.model_fields)
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:

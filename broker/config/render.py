@@ -9,6 +9,7 @@ import yaml
 
 from broker.config.document import Text
 from broker.config.packet import parse_fields
+from broker.config.tunnels import TUNNELS
 from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
@@ -71,7 +72,8 @@ def _tool(value: Tool) -> dict[str, Any]:
         return {"kind": "pcap", "file": value.file, **shaped}
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
-    return {"tunnel": _tunnel(value.tunnel), **shaped, "oversize": value.oversize, **mtu, **health}
+    receiver = {"receiver": value.receiver} if value.receiver else {}
+    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
 
 
 def _said(value: Any) -> dict[str, Any]:
@@ -103,8 +105,9 @@ def _group(value: Group) -> dict[str, Any]:
 
 
 def _tunnel(value: Tunnel) -> dict[str, Any]:
-    only_udp = () if value.kind == "gre-udp" else ("port", "source_port")
-    return {key: item for key, item in asdict(value).items() if item not in (None, "") and key not in only_udp}
+    """The keys that its kind has."""
+    said = {key: getattr(value, key) for key in TUNNELS[value.kind].model_fields}
+    return {key: value.udp_port if key == "port" else item for key, item in said.items() if item not in (None, "")}
 
 
 def _test(value: PolicyTest) -> dict[str, Any]:

@@ -11,13 +11,30 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from broker.config import packet, scalars
-from broker.config.keys import NAME, TRUTH, Names, OneOrMany, Parsed, Part, choice, defaults, kind, power_of_two, text, whole
+from broker.config.parts import (
+    INTERFACE,
+    NAME,
+    TRUTH,
+    Names,
+    OneOrMany,
+    Parsed,
+    Part,
+    choice,
+    defaults,
+    kind,
+    power_of_two,
+    tagged_kind,
+    text,
+    whole,
+)
+from broker.config.receivers import RECEIVERS, refusals
 from broker.config.shaping import GroupPart, ReceiverPart, RemotePart, ShapePart
+from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
 FILE = text(scalars.file, minLength=1)
@@ -37,14 +54,14 @@ RULE = Parsed(
 PACKET = Parsed(scalars.packet, packet.json_schema())
 
 
-_INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
+_INPUT, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Stages, model.RingSizes, model.Config))
 
 
 class AfPacketInput(Part):
     """Live traffic of a network interface (AF_PACKET, TPACKET_V3)."""
 
     kind: Annotated[Literal["afpacket"], kind("afpacket")]
-    interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to listen on")
+    interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
 
@@ -58,46 +75,21 @@ class PcapInput(Part):
     pace: Annotated[str, PACE] = Field(_INPUT["pace"], description="max, recorded, a factor such as 2x, or packets per second")
 
 
-class GreTunnel(Part):
-    """GRE over IPv4 or IPv6 carrying Ethernet frames (RFC 2784, RFC 2890, protocol type 0x6558)."""
-
-    kind: Annotated[Literal["gre"], kind("gre")]
-    remote: Annotated[str, text(scalars.host)] = Field(description="the address of the receiver")
-    source: Annotated[str, text(scalars.host)] = Field(_TUNNEL["source"], description="our address; by default what the route says")
-    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_TUNNEL["key"], description="GRE key; none by default")
-    sequence: Annotated[bool, TRUTH] = Field(_TUNNEL["sequence"], description="number the packets, so that the receiver can see loss")
-    checksum: Annotated[bool, TRUTH] = Field(_TUNNEL["checksum"], description="GRE checksum over the packet")
-    ttl: Annotated[int, whole(1, 255)] = Field(_TUNNEL["ttl"], description="TTL or hop limit of the outer packet")
-    dscp: Annotated[int, whole(0, 63)] = Field(_TUNNEL["dscp"], description="DSCP of the outer packet")
-
-
-class GreUdpTunnel(GreTunnel):
-    """GRE in UDP (RFC 8086): for where raw sockets or GRE are not allowed."""
-
-    kind: Annotated[Literal["gre-udp"], kind("gre-udp")]  # type: ignore[assignment]
-    port: Annotated[int, whole(1, 65_535)] = Field(_TUNNEL["port"], description="UDP port of the receiver")
-    source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: chosen for us")
-
-
-def tagged_kind(value: Any) -> str:
-    return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
-
-
 def tagged_tool(value: Any) -> str:
     return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
-
-
-Tunnel = Annotated[
-    Annotated[GreTunnel, Tag("@gre")] | Annotated[GreUdpTunnel, Tag("@gre-udp")],
-    Discriminator(tagged_kind),
-    BeforeValidator(partial(scalars.kind_of, kinds=("gre", "gre-udp"))),
-]
 
 
 class TunnelTool(RemotePart):
     """A receiver at the far end of a tunnel."""
 
     tunnel: Tunnel = Field(description="how to get there")
+    receiver: Annotated[str, choice(*RECEIVERS)] = Field("", description="what reads there: what it cannot read is refused")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
+            raise scalars.Wrong(reason, ("tunnel", key))
+        return self
 
 
 class FileTool(ReceiverPart):
@@ -194,8 +186,7 @@ class Whole(Part):
 TAGGED: dict[str, type[Part]] = {
     "@afpacket": AfPacketInput,
     "@pcap": PcapInput,
-    "@gre": GreTunnel,
-    "@gre-udp": GreUdpTunnel,
+    **{f"@{kind}": part for kind, part in TUNNELS.items()},
     "@tunnel": TunnelTool,
     "@file": FileTool,
 }

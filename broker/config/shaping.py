@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from broker.config import scalars
-from broker.config.keys import NAME, TRUTH, Names, OneOrMany, Parsed, Part, choice, defaults, whole
+from broker.config.parts import NAME, TRUTH, Names, OneOrMany, Parsed, Part, choice, defaults, whole
 from broker.config.scalars import Wrong, shown, suggest
 from broker.core import model
 from broker.core.layout import MAX_FRAME_BYTES

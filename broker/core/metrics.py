@@ -97,6 +97,7 @@ COUNTERS: tuple[Counter, ...] = (
         ("framed_frames", "frames", "outer headers written"),
         ("framed_bytes", "bytes", "outer headers and packets"),
         ("dropped_too_long", "frames", "packet and outer header exceed 65,535 bytes"),
+        ("dropped_not_ip", "frames", "no IPv4 or IPv6 packet in the frame, and the tunnel carries nothing else"),
         ("dropped_no_room", "frames", "no frame row or header space left in the block"),
         ("dropped_no_tool", "frames", "wanted by a tool that the configuration of its block does not have"),
         ("dropped_sampled", "frames", "left out by the tool's or map's sample"),

@@ -35,18 +35,47 @@ class Input:
     place: Place | None = field(default=None, compare=False)
 
 
+UDP_PORTS = {"gre-udp": 4754, "vxlan": 4789, "geneve": 6081}
+"""The tunnels that run over UDP, and where their receivers listen unless told otherwise: RFC 8086, RFC 7348, RFC 8926."""
+
+TunnelKind = Literal["gre", "nvgre", "gre-ip", "erspan1", "erspan2", "erspan3", "vxlan", "geneve", "gre-udp"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    kind: Literal["gre", "gre-udp"]
+    """One kind uses some of these; the others keep their defaults."""
+
+    kind: TunnelKind
     remote: str  # an address, IPv4 or IPv6
     source: str = ""  # empty: what the route says
-    key: int | None = None  # RFC 2890, 32 bits
-    sequence: bool = False
-    checksum: bool = False
+    interface: str = ""  # leave through this one; empty: what the route says
     ttl: int = 64
     dscp: int = 0
-    port: int = 4754  # gre-udp, RFC 8086
-    source_port: int = 0  # gre-udp; 0: in files by flow hash (49152..65535), on sockets chosen by the kernel
+    df: bool = False  # never fragmented: what exceeds the path's MTU is refused
+    key: int | None = None  # gre, gre-ip, gre-udp: RFC 2890, 32 bits
+    sequence: bool = False
+    checksum: bool = False
+    vsid: int = 0  # nvgre: RFC 7637, 24 bits
+    flow_id: int | None = None  # nvgre, 8 bits; None: of the flow hash
+    session: int = 0  # erspan2, erspan3: 10 bits
+    vlan: int | None = None  # erspan2, erspan3; None for each of these: what the frame's own tag says
+    cos: int | None = None
+    encapsulation: int | None = None  # erspan2: 0 untagged, 1 ISL, 2 802.1Q, 3 the tag is still in the frame
+    index: int = 0  # erspan2: 20 bits; erspan3: 14 bits (16 with ieee1588) in the subheader
+    granularity: Literal["100us", "100ns", "ieee1588"] = "100ns"  # erspan3: unit of the timestamp
+    subheader: bool = False  # erspan3: 8 bytes more, with the upper half of the timestamp
+    hw_id: int = 0  # erspan3: 6 bits
+    direction: Literal["ingress", "egress"] = "ingress"  # erspan3
+    vni: int = 0  # vxlan, geneve: 24 bits
+    generation: bool = False  # geneve: an option says which generation of the policy the packet was judged by
+    port: int = 0  # of the receiver, see `udp_port`
+    source_port: int = 0  # over UDP; 0: by flow hash (49152..65535)
+    udp_checksum: bool = False  # over UDP in IPv4; over IPv6 there always is one
+
+    @property
+    def udp_port(self) -> int:
+        """Where the receiver listens; 0: not over UDP."""
+        return (self.port or UDP_PORTS[self.kind]) if self.kind in UDP_PORTS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +168,7 @@ class Tool:
     slot: int = 0
     tunnel: Tunnel | None = None  # None: a file of bare frames
     file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
+    receiver: str = ""  # what reads at the far end of the tunnel, see `broker/config/receivers.py`
     shape: Shape = field(default_factory=Shape)
     super_frames: Literal["whole", "segment"] = "whole"
     segment_bytes: int = 1500  # the longest IP packet that is not taken for a super-frame

@@ -13,10 +13,12 @@ from broker.core import layout
 from broker.core.layout import TOOLS
 from broker.core.metrics import index
 from stages.encapsulate.group_hash import bucket_of
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
 from stages.encapsulate.plan import (
     BLOCK,
     COUNTERS,
     DAMAGED,
+    DATA,
     DATA_BYTES,
     GIVEN,
     HEADERS_USED,
@@ -26,6 +28,7 @@ from stages.encapsulate.plan import (
     N_FRAMES,
     NO_ROOM,
     NO_TOOL,
+    NOT_IP,
     NUMBERS,
     PACKET_BYTES,
     PACKET_CAPLEN,
@@ -55,8 +58,8 @@ from stages.encapsulate.plan import (
     original_length,
 )
 from stages.encapsulate.shaped import add_shaped
-from stages.encapsulate.templates import SHARE_BY_TOOL
 from stages.encapsulate.ways import ROUTE, WAY, WAY_ALL, WAY_NONE, WAY_SHARE
+from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
 from stages.memory import add64, load8, load32, load64, shift_right, store64, trailing_zeros
 
@@ -76,6 +79,11 @@ def _add_plain(plan: int, p: int, tool: int, flow: int) -> None:
     data_at, data_len, wirelen = load32(packet + PACKET_DATA_AT), load32(packet + PACKET_CAPLEN), load32(packet + PACKET_WIRELEN)
     template = load64(plan + TEMPLATES) + tool * TEMPLATE_BYTES
     header_len = load32(template + TEMPLATE_HEADER_LEN)
+    skip = find_ip(load64(plan + DATA) + data_at, data_len) if load32(template + TEMPLATE_PATCHES) & WINDOW_IP else 0
+    if skip < 0:
+        count(plan, tool, NOT_IP)
+        return
+    data_at, data_len, wirelen = data_at + skip, data_len - skip, max(0, wirelen - skip)
     if data_len > load32(template + TEMPLATE_MAX_DATA):
         count(plan, tool, TOO_LONG)
     elif not has_room(plan, header_len):

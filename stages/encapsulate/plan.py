@@ -61,10 +61,11 @@ TEMPLATE_KNOWN, TEMPLATE_HEADER_LEN, TEMPLATE_PATCHES, TEMPLATE_MAX_DATA = (
     templates.TEMPLATE.fields[f][1] for f in ("known", "header_len", "patches", "max_data_len")
 )
 
-FRAMED_BYTES, TOO_LONG, NO_ROOM, NO_TOOL, DAMAGED, SAMPLED, DUPLICATE, LIMITED, MTU = (
+FRAMED_BYTES, TOO_LONG, NOT_IP, NO_ROOM, NO_TOOL, DAMAGED, SAMPLED, DUPLICATE, LIMITED, MTU = (
     8 * index("encapsulate", name)
     for name in (
-        "framed_bytes", "dropped_too_long", "dropped_no_room", "dropped_no_tool", "dropped_damaged_packet", "dropped_sampled",
+        "framed_bytes", "dropped_too_long", "dropped_not_ip",
+        "dropped_no_room", "dropped_no_tool", "dropped_damaged_packet", "dropped_sampled",
         "dropped_duplicate", "dropped_limited", "dropped_mtu",
     )
 )  # fmt: skip

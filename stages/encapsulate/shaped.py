@@ -21,6 +21,7 @@ from stages.encapsulate.layers import (
     window_end_of,
 )
 from stages.encapsulate.masks import fix_checksums, mask_payload, mask_range
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
 from stages.encapsulate.plan import (
     COUNTERS,
     DATA,
@@ -35,6 +36,7 @@ from stages.encapsulate.plan import (
     MTU,
     N_FRAMES,
     NO_ROOM,
+    NOT_IP,
     PACKET_BYTES,
     PACKET_CAPLEN,
     PACKET_DATA_AT,
@@ -42,6 +44,7 @@ from stages.encapsulate.plan import (
     PACKET_WIRELEN,
     PACKETS,
     SAMPLED,
+    SCRATCH,
     SEGMENTED,
     SEQ,
     SHAPED_FROM,
@@ -75,8 +78,9 @@ from stages.encapsulate.segment import (
     write_segment_header,
 )
 from stages.encapsulate.slices import kept_by_slice
-from stages.encapsulate.templates import HEADER_ROOM, SHARE_BY_TOOL
+from stages.encapsulate.templates import HEADER_ROOM
 from stages.encapsulate.ways import MASK, MASK_CARDS, MASK_PAYLOAD, ROUTE
+from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
 from stages.memory import add64, copy, load32, load64, store64
 from stages.wire.headers import ETH_VLAN, ETHERNET_BYTES
@@ -200,8 +204,8 @@ def _head_at(plan: int, outer: int, head_len: int) -> int:
 
 
 @kernel
-def _add_segments(plan: int, route: int, p: int, share: int, outer: int, data_at: int, data_len: int, kept: int) -> bool:
-    """The frame at `data_at` as segments. False: it stays whole."""
+def _add_segments(plan: int, route: int, p: int, share: int, outer: int, data_at: int, data_len: int, kept: int, skip: int) -> bool:
+    """The frame at `data_at` as segments, each without its first `skip` bytes. False: it stays whole."""
     tool, frame, longest = load64(route + _TOOL), load64(plan + DATA) + data_at, load64(route + _SEGMENT)
     segments = plan_segments(frame, data_len, 0)
     if segments < 0:
@@ -214,14 +218,27 @@ def _add_segments(plan: int, route: int, p: int, share: int, outer: int, data_at
     count(plan, tool, SEGMENTED)
     add64(load64(plan + COUNTERS) + 8 * tool + GIVEN, n - 1)
     for i in range(n):
-        head = _head_at(plan, outer, header_len)
+        # What is skipped is written where the outer header will be.
+        head = _head_at(plan, max(outer, skip), header_len - skip)
         if head == 0:
             count(plan, tool, NO_ROOM)
         else:
-            write_segment_header(head, frame, segments, mss, i)
+            write_segment_header(head - skip, frame, segments, mss, i)
+            add64(plan + HEADERS_USED, max(0, skip - outer))
             n_bytes = segment_len(segments, mss, i)
-            _emit(plan, route, p, share, header_len, data_at + segment_at(segments, mss, i), n_bytes, n_bytes, kept)
+            _emit(plan, route, p, share, header_len - skip, data_at + segment_at(segments, mss, i), n_bytes, n_bytes, kept - skip)
     return True
+
+
+@kernel
+def _ip_in(plan: int, head: int, head_len: int, window: int, n: int) -> int:
+    """Where the IP header begins in head and window; -1: there is none."""
+    if head_len == 0:
+        return find_ip(window, n)
+    scratch, looked_at = load64(plan + SCRATCH), min(n, HEAD_ROOM)
+    copy(scratch, head, head_len)
+    copy(scratch + head_len, window, looked_at)
+    return find_ip(scratch, head_len + looked_at)
 
 
 @kernel
@@ -263,5 +280,16 @@ def add_shaped(plan: int, route: int, p: int, flow: int) -> None:
         if load64(route + _N_MASKS):
             _mask(plan, route, load64(plan + DATA) + data_at, data_len)
     kept = kept_by_slice(load64(plan + DATA) + data_at, head_len + data_len, after, load64(route + _SLICE))
-    if not (segment and _add_segments(plan, route, p, share, outer, data_at, data_len, kept)):
-        _emit(plan, route, p, share, head_len, data_at, data_len, wirelen, kept)
+    skip = 0
+    if load32(template + TEMPLATE_PATCHES) & WINDOW_IP:
+        skip = _ip_in(plan, head, head_len, load64(plan + DATA) + data_at, data_len)
+        if skip < 0:
+            count(plan, tool, NOT_IP)
+            return
+        kept = max(kept, skip)
+    if segment and _add_segments(plan, route, p, share, outer, data_at, data_len, kept, skip):
+        return
+    if skip:
+        gone = skip - head_len  # a head has nothing of IP
+        head_len, data_at, data_len, wirelen, kept = 0, data_at + gone, data_len - gone, max(0, wirelen - gone), kept - skip
+    _emit(plan, route, p, share, head_len, data_at, data_len, wirelen, kept)

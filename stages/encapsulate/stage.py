@@ -1,9 +1,10 @@
 """Encapsulate: one frame for each tool that wants a packet, with its outer header.
 
-Reads   packets, verdicts, data (checksums only); the tickets of the block before.
+Reads   packets, verdicts, data (checksums, IP headers and VLAN tags only); the tickets of the block before.
 Writes  frames, headers, ``n_frames``, ``headers_used``; its own ticket; the tools' sequence numbers.
 Options tools: tunnel and its parameters (`templates.py`, also for how to add a tunnel).
-Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_no_room, dropped_no_tool, dropped_damaged_packet.
+Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_not_ip, dropped_no_room, dropped_no_tool,
+        dropped_damaged_packet.
 
 Frames lie in packet order, those of one packet in slot order. Each frame of a tunnel has a number: the GRE sequence number is its low
 32 bits (the first is 0, RFC 2890 section 2.2), the IPv4 identification its low 16. Numbers are consecutive in ring order whatever the
@@ -57,7 +58,7 @@ class Encapsulate:
         self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
-        self._templates[:] = make_templates(generation.config.tools)
+        self._templates[:] = make_templates(generation.config.tools, generation.number)
         self._ways = ways = Ways(generation.config, self._seed, self._ways)
         self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
         self._paths = Paths(generation.config.tools)
@@ -85,7 +86,14 @@ class Encapsulate:
         numbers_at = int(self._numbers.ctypes.data)
         take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, numbers_at)
         write_headers(
-            batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.verdicts_at, int(self._templates.ctypes.data), numbers_at
+            batch.frames_at,
+            n_frames,
+            batch.headers_at,
+            batch.data_at,
+            batch.packets_at,
+            batch.verdicts_at,
+            int(self._templates.ctypes.data),
+            numbers_at,
         )
         return max(0, int(batch.block["n_packets"][0]))
 

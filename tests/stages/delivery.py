@@ -22,7 +22,7 @@ from stages.send import libc
 from stages.send.egress import SENDING
 from stages.send.stage import Send
 
-SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 64, data_bytes=layout.MAX_FRAME_BYTES)
+SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 80, data_bytes=layout.MAX_FRAME_BYTES)
 NOON_NS = 1_700_000_000_123_456_789
 
 

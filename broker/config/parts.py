@@ -1,4 +1,4 @@
-"""What the models of a configuration are made of: annotations that parse what was written and say what may be."""
+"""What keys are made of: annotations that say how a value is read and described to editors, and what all parts have in common."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def kind(word: str) -> Parsed:
 
 
 NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
+INTERFACE = text(scalars.interface, minLength=1, maxLength=15)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 
 
@@ -80,3 +81,7 @@ def defaults(cls: type) -> dict[str, Any]:
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def tagged_kind(value: Any) -> str:
+    return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
