@@ -28,6 +28,7 @@ def check(document: Document) -> Iterator[Error]:
     sets = yield from _sets(document, _mapping(whole, "sets"))
     yield from _maps(document, whole, sets)
     yield from _groups(document, whole)
+    yield from _remembering(document, whole)
     yield from _names(document, ("collector",), whole.get("collector"), *_receivers(whole))
     yield from _tests(document, whole)
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
@@ -114,6 +115,21 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
     for path, file in written:
         if file in played:
             yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
+
+
+def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    """What has to see all packets of a lane is not shared among workers."""
+    workers = _mapping(whole, "stages").get("encapsulate")
+    if not isinstance(workers, Text) or workers == "1":
+        return
+    maps = whole.get("maps")
+    parts: list[tuple[Path, Any]] = [(("tools", name), value) for name, value in _mapping(whole, "tools").items()]
+    parts += [(("maps", n), value) for n, value in enumerate(maps if isinstance(maps, list) else ())]
+    for path, value in parts:
+        for key in ("dedup", "limit"):
+            if isinstance(value, dict) and key in value:
+                text = f"it sees all packets of a lane, but stages.encapsulate is {workers}; expected 1, and more lanes (stages.capture)"
+                yield document.place((*path, key), of_key=True), dotted((*path, key)), text
 
 
 def _receivers(whole: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -65,7 +65,7 @@ _MASK = Parsed(
 class DedupPart(Part):
     """Of packets that are alike, the first one goes."""
 
-    packets: Annotated[int, whole(1024, 1 << 20)] = Field(_DEDUP["packets"], description="how many are remembered; 32 bytes each")
+    packets: Annotated[int, whole(1024, 1 << 17)] = Field(_DEDUP["packets"], description="how many are remembered; 192 bytes each")
     within_ms: Annotated[int, whole(1, 60_000)] = Field(_DEDUP["within_ms"], description="and for how long")
     ignore: Annotated[list[Annotated[str, choice(*IGNORABLE)]], OneOrMany()] = Field(
         list(_DEDUP["ignore"]), description="what may differ between packets that are alike"

@@ -8,7 +8,7 @@ changed packet has to be looked at again, is it copied into `shaped`, and the wi
 from __future__ import annotations
 
 from stages.encapsulate.cards import mask_cards
-from stages.encapsulate.dedup import is_duplicate
+from stages.encapsulate.dedup import digest_packet, is_duplicate
 from stages.encapsulate.layers import (
     HEAD_ROOM,
     STRIP_DONE,
@@ -114,9 +114,10 @@ def _left_out(plan: int, route: int, p: int, flow: int) -> bool:
             count(plan, tool, SAMPLED)
             return True
     if load64(route + _DEDUP):
-        position = load64(plan + SEQ) << _ROW_BITS | p
+        table, digest, position = load64(route + _DEDUP), load64(plan + SCRATCH), load64(plan + SEQ) << _ROW_BITS | p
         frame, caplen = load64(plan + DATA) + load32(packet + PACKET_DATA_AT), load32(packet + PACKET_CAPLEN)
-        if is_duplicate(load64(route + _DEDUP), frame, caplen, load32(packet + PACKET_WIRELEN), load64(packet + PACKET_TS), position):
+        digest_packet(table, frame, caplen, load32(packet + PACKET_WIRELEN), digest)
+        if is_duplicate(table, digest, load64(packet + PACKET_TS), position):
             count(plan, tool, DUPLICATE)
             return True
     return False

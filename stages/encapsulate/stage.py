@@ -21,13 +21,13 @@ A reload leaves them going on; a pipeline made anew begins at 0.
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 import numpy as np
 
 from broker.core import layout
 from broker.core.batch import Batch
+from broker.core.metrics import index
 from broker.core.stage import AGAIN, Context, Generation
 from stages.encapsulate.frames import list_frames
 from stages.encapsulate.headers import write_headers
@@ -36,6 +36,9 @@ from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
 from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
+
+
+_EVICTED = index("encapsulate", "dedup_evicted")
 
 
 class Encapsulate:
@@ -54,12 +57,11 @@ class Encapsulate:
         for name, array in (("numbers", self._numbers), ("scratch", self._scratch), ("templates", self._templates)):
             self._plan[f"{name}_at"] = array.ctypes.data
         self._plan["counters_at"] = context.counters_at
-        self._seed = int.from_bytes(os.urandom(7), "little")
         self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
         self._templates[:] = make_templates(generation.config.tools, generation.number)
-        self._ways = ways = Ways(generation.config, self._seed, self._ways)
+        self._ways = ways = Ways(generation.config, self._ways)
         self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
         self._paths = Paths(generation.config.tools)
         self._state = b""
@@ -95,7 +97,13 @@ class Encapsulate:
             int(self._templates.ctypes.data),
             numbers_at,
         )
+        self._count_evicted()
         return max(0, int(batch.block["n_packets"][0]))
+
+    def _count_evicted(self) -> None:
+        assert self._ways is not None
+        for slot, n in self._ways.evicted():
+            self._context.counters[_EVICTED + slot] += n
 
     def _fill(self, batch: Batch) -> None:
         plan: Any = self._plan[0]

@@ -8,7 +8,7 @@ traffic is kept over a reload if its tool and what was asked of it stay the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from broker.config.deliveries import PLAIN, deliveries, merged
 from broker.core.layout import MAX_FRAME_BYTES, TOOLS
 from broker.core.model import Config, Dedup, Group, Limit, Mask, Shape, Tool
-from stages.encapsulate.dedup import DEDUP_CHECKSUM, DEDUP_MAC, DEDUP_TOS, DEDUP_TTL, DEDUP_VLAN, new_table
+from stages.encapsulate.dedup import IGNORE_CHECKSUM, IGNORE_MACS, IGNORE_TAGS, IGNORE_TOS, IGNORE_TTL, Duplicates
 from stages.encapsulate.layers import (
     ALL_TAGS,
     STRIP_ERSPAN,
@@ -61,7 +61,7 @@ _STRIP = {
     "vlan": ALL_TAGS, "vntag": STRIP_VNTAG, "mpls": STRIP_MPLS, "gre": STRIP_GRE, "erspan": STRIP_ERSPAN, "vxlan": STRIP_VXLAN,
     "geneve": STRIP_GENEVE, "gtp": STRIP_GTP,
 }  # fmt: skip
-_IGNORE = {"ttl": DEDUP_TTL, "tos": DEDUP_TOS, "checksum": DEDUP_CHECKSUM, "vlan": DEDUP_VLAN, "mac": DEDUP_MAC}
+_IGNORE = {"ttl": IGNORE_TTL, "tos": IGNORE_TOS, "checksum": IGNORE_CHECKSUM, "vlan": IGNORE_TAGS, "mac": IGNORE_MACS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,12 @@ class _Sharing:
 class Ways:
     """The tables of a generation. `before`: those of the one before it."""
 
-    def __init__(self, config: Config, seed: int, before: Ways | None = None) -> None:
-        self._seed = seed
-        self._memories: dict[tuple[str, Dedup | Limit], NDArray[np.int64]] = {}
-        self._old = before._memories if before else {}
+    def __init__(self, config: Config, before: Ways | None = None) -> None:
+        self._duplicates: dict[tuple[str, Dedup], Duplicates] = {}
+        self._buckets: dict[tuple[str, Limit], NDArray[np.void]] = {}
+        self._evicted: dict[tuple[str, Dedup], int] = dict(before._evicted) if before else {}
+        self._slots = {tool.name: tool.slot for tool in config.tools}
+        self._before = before
         self._masks: list[NDArray[np.void]] = []
         self._sharing: list[_Sharing] = []
         tools = {tool.name: tool for tool in config.tools}
@@ -107,6 +109,7 @@ class Ways:
                     self._sharing.append(sharing)
                     way["buckets_at"] = sharing.buckets.ctypes.data
             routes += [self._route(tools[name], merged(shape, tools[name].shape) if d.map else tools[name].shape) for name in members]
+        self._before = None
         self.routes = np.concatenate(routes) if routes else np.zeros(0, ROUTE)
 
     def _route(self, tool: Tool, shape: Shape) -> NDArray[np.void]:
@@ -120,9 +123,9 @@ class Ways:
         if shape.sample:
             row["sample_one_in"], row["sample_packets"] = shape.sample.one_in, shape.sample.by == "packet"
         if shape.dedup:
-            row["dedup_at"] = self._kept(tool, shape.dedup).ctypes.data
+            row["dedup_at"] = self._table(tool, shape.dedup).at
         if shape.limit:
-            row["limit_at"] = self._kept(tool, shape.limit).ctypes.data
+            row["limit_at"] = self._bucket(tool, shape.limit).ctypes.data
         row["strip"] = sum(_STRIP[name] for name in shape.strip)
         row["push_vlan"] = -1 if shape.push_vlan is None else shape.push_vlan
         if shape.mask:
@@ -133,17 +136,22 @@ class Ways:
         row["slice_after"], row["slice_bytes"] = SLICE_AFTER[shape.slice_after], shape.slice_bytes
         return made
 
-    def _kept(self, tool: Tool, asked: Dedup | Limit) -> NDArray[np.int64]:
-        """What remembers the traffic of a tool; maps that ask the same of it share it."""
+    def _table(self, tool: Tool, asked: Dedup) -> Duplicates:
+        """What has been on its way to a tool; maps that ask the same share it."""
         key = tool.name, asked
-        if key not in self._memories:
-            self._memories[key] = self._old[key] if key in self._old else self._new(asked)
-        return self._memories[key]
+        known = self._before._duplicates if self._before else {}
+        if key not in self._duplicates:
+            ignored = sum(_IGNORE[name] for name in asked.ignore)
+            self._duplicates[key] = known.get(key) or Duplicates(asked.packets, asked.within_ms * 1_000_000, ignored)
+        return self._duplicates[key]
 
-    def _new(self, asked: Dedup | Limit) -> NDArray[np.int64]:
-        if isinstance(asked, Dedup):
-            return new_table(asked.packets, asked.within_ms * 1_000_000, sum(_IGNORE[name] for name in asked.ignore), self._seed)
-        return new_bucket(asked.packets_per_s, asked.bits_per_s, asked.burst_ms * 1_000_000)
+    def _bucket(self, tool: Tool, asked: Limit) -> NDArray[np.void]:
+        key = tool.name, asked
+        known = self._before._buckets if self._before else {}
+        if key not in self._buckets:
+            made = known[key] if key in known else new_bucket(asked.packets_per_s, asked.bits_per_s, asked.burst_ms * 1_000_000)
+            self._buckets[key] = made
+        return self._buckets[key]
 
     def mark_alive(self, alive: Sequence[bool]) -> None:
         """`alive`, by tool slot: dead members of groups lose their flows to the others. All dead counts as all alive."""
@@ -157,6 +165,13 @@ class Ways:
             choice = there.argmax(axis=1)
             sharing.buckets[:] = np.take_along_axis(sharing.preferred, choice[:, None], axis=1)[:, 0]
 
+    def evicted(self) -> Iterator[tuple[int, int]]:
+        """Tool slot, and how many packets its tables had to forget before their time, since this was last asked."""
+        for key, table in self._duplicates.items():
+            if (n := table.evicted - self._evicted.get(key, 0)) > 0:
+                self._evicted[key] = table.evicted
+                yield self._slots[key[0]], n
+
     def set_mtu(self, slot: int, max_bytes: int) -> None:
         """The longest outer IP packet of a tool; 0: any."""
         self.routes["max_bytes"][self.routes["tool"] == slot] = max_bytes
@@ -164,7 +179,8 @@ class Ways:
     @property
     def arrays(self) -> list[NDArray[Any]]:
         """All memory that the rows point into, and the rows."""
-        return [self.ways, self.routes, *self._memories.values(), *self._masks, *(s.buckets for s in self._sharing)]
+        tables = [table.memory for table in self._duplicates.values()]
+        return [self.ways, self.routes, *tables, *self._buckets.values(), *self._masks, *(s.buckets for s in self._sharing)]
 
 
 def _masks(masks: Sequence[Mask]) -> NDArray[np.void]:

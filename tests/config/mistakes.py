@@ -231,6 +231,8 @@ MISTAKES: list[tuple[str, ...]] = [
      "13:13: maps[0].inputs: found an empty list, expected at least 1 entry"),
     ("inputs: [span0]", "slicebytes: 256",
      "13:5: maps[0]: unknown key 'slicebytes'; did you mean 'slice_bytes'?"),
+    ("    to: [ids, recorder]\ncollector: recorder\nstages: {capture: 1, filter: 2}", "    to: [ids, recorder]\n    dedup: {}\nstages: {encapsulate: 3}",
+     "18:5: maps[0].dedup: it sees all packets of a lane, but stages.encapsulate is 3; expected 1, and more lanes (stages.capture)"),
     ("inputs: [span0]", "dedup: {within: 5}",
      "13:13: maps[0].dedup: unknown key 'within'; did you mean 'within_ms'?"),
     ("inputs: [span0]", "sample: {by: flow}",
