@@ -37,7 +37,6 @@ from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
 
-
 _EVICTED = index("encapsulate", "dedup_evicted")
 
 

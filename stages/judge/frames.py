@@ -14,6 +14,7 @@ from typing import Any
 from broker.core import layout
 from broker.core.batch import Batch, heap_batch
 from broker.core.layout import Geometry
+from broker.core.metrics import COUNTERS, index
 from broker.core.model import Config, Lane, Tool
 from broker.core.stage import Generation
 from stages.encapsulate.routes import addresses
@@ -21,15 +22,19 @@ from stages.encapsulate.stage import Encapsulate
 from stages.encapsulate.templates import HEADER_ROOM
 from stages.judge.policy import Alone
 
-GEOMETRY = Geometry(max_packets=1, max_frames=layout.TOOLS, header_bytes=layout.TOOLS * HEADER_ROOM)
+_FRAMES = 64 * layout.TOOLS  # a super-frame is cut into as many
+GEOMETRY = Geometry(
+    max_packets=1, max_frames=_FRAMES, header_bytes=_FRAMES * 2 * HEADER_ROOM, shaped_bytes=layout.TOOLS * layout.MAX_FRAME_BYTES
+)
 
 
 def one_packet_batch() -> Batch:
     return heap_batch(GEOMETRY)
 
 
-def frames(batch: Batch, generation: Generation) -> list[dict[str, Any]]:
-    """`batch`: of `one_packet_batch`, judged."""
+def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """`batch`: of `one_packet_batch`, judged. The frames, and by tool the reasons why there is none, or fewer. `data_at` of a frame is -1
+    where its bytes are not as they were in the packet."""
     config = generation.config
     stage = Encapsulate()
     alone = Alone(Path(), Lane(0, config.inputs), GEOMETRY)
@@ -43,10 +48,15 @@ def frames(batch: Batch, generation: Generation) -> list[dict[str, Any]]:
     for frame in batch.frames[: int(batch.block["n_frames"][0])]:
         at, n = int(frame["header_at"]), int(frame["header_len"])
         data_at = int(frame["data_at"])
-        header, data = batch.headers[at : at + n].tobytes(), batch.data[data_at : data_at + int(frame["data_len"])].tobytes()
-        offset = data_at - int(batch.packets[0]["data_at"])
+        header, data = batch.headers[at : at + n].tobytes(), batch.windows[data_at : data_at + int(frame["data_len"])].tobytes()
+        offset = data_at - int(batch.packets[0]["data_at"]) if data_at < batch.shaped_from else -1
         found.append({"tool": names[int(frame["tool"])], "header": header, "data_at": offset, "data_len": len(data), "data": data})
-    return found
+    return found, {name: reasons for slot, name in names.items() if (reasons := _reasons(alone, slot))}
+
+
+def _reasons(alone: Alone, slot: int) -> list[str]:
+    rows = (c.name for c in COUNTERS if c.stage == "encapsulate" and c.name.startswith("dropped_"))
+    return [name.removeprefix("dropped_") for name in rows if alone.counters[index("encapsulate", name) + slot]]
 
 
 def _in_files(config: Config) -> Config:

@@ -146,7 +146,8 @@ class Judge:
                 )
             maps.append([[t.rule, t.answer, [row << 2 | said for row, said in t.asked]] for t in tried])
         about = {"data": data, "wirelen": wirelen, "input": slot, "ts_ns": ts_ns, "fields": parsed}
-        return {"packet": about, "outcome": _plain(judging, outcome, slot), "maps": maps, "frames": frames(self._one, judging.generation)}
+        made, dropped = frames(self._one, judging.generation)
+        return {"packet": about, "outcome": _plain(judging, outcome, slot), "maps": maps, "frames": made, "dropped": dropped}
 
     def _play(self, changes: Changes, file: str, input_slot: int) -> None:
         told = 0
