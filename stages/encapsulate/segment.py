@@ -187,3 +187,9 @@ def write_segment_header(out: int, frame: int, plan: int, mss: int, i: int) -> N
     store_be16(checksum_at, 0)
     total = sum_pseudo(out, l3, is_ip6, protocol, l4_bytes) + sum_words(out + l4, header_len - l4)
     store_be16(checksum_at, transport_checksum(protocol, total + sum_words(frame + segment_at(plan, mss, i), n_bytes)))
+
+
+@kernel
+def mss_of(plan: int, max_ip_bytes: int) -> int:
+    """The longest payload with which an IP packet has at most `max_ip_bytes`; 1 at least."""
+    return max(1, max_ip_bytes - (header_len_of(plan) - (plan >> _L3_AT & (1 << _PAYLOAD_AT - _L3_AT) - 1)))
