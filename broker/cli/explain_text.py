@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from broker.core.metrics import COUNTERS
 from broker.core.model import Config, Map
 
 FEW = 10
@@ -142,7 +143,9 @@ def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
     frame = next((f for f in found["frames"] if f["tool"] == name), None)
     tool = next(t for t in config.tools if t.name == name)
     if frame is None:
-        yield f"  {name}: no frame, for the packet is too long for the tunnel"
+        counter = found["dropped"][name]
+        reason = next(c.help for c in COUNTERS if c.name == counter)
+        yield f"  {name}: no frame ({counter}): {reason}"
         return
     what = f"{frame['data_len']:,} bytes of the packet from byte {frame['data_at']}" if frame["data_at"] else f"{frame['data_len']:,} bytes"
     if not frame["header"]:
