@@ -143,9 +143,9 @@ def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
     frame = next((f for f in found["frames"] if f["tool"] == name), None)
     tool = next(t for t in config.tools if t.name == name)
     if frame is None:
-        counter = found["dropped"][name]
-        reason = next(c.help for c in COUNTERS if c.name == counter)
-        yield f"  {name}: no frame ({counter}): {reason}"
+        counter = found["dropped"].get(name)
+        reason = next((c.help for c in COUNTERS if c.name == counter), "")
+        yield f"  {name}: no frame" + (f" ({counter}): {reason}" if counter else "")
         return
     what = f"{frame['data_len']:,} bytes of the packet from byte {frame['data_at']}" if frame["data_at"] else f"{frame['data_len']:,} bytes"
     if not frame["header"]:

@@ -27,7 +27,9 @@ def check(document: Document) -> Iterator[Error]:
     yield from _tools(document, _mapping(whole, "tools"), _mapping(whole, "inputs"))
     sets = yield from _sets(document, _mapping(whole, "sets"))
     yield from _maps(document, whole, sets)
-    yield from _names(document, ("collector",), whole.get("collector"), _mapping(whole, "tools"), "tool")
+    yield from _groups(document, whole)
+    yield from _remembering(document, whole)
+    yield from _names(document, ("collector",), whole.get("collector"), *_receivers(whole))
     yield from _tests(document, whole)
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
         yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
@@ -115,6 +117,46 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
 
 
+def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    """What has to see all packets of a lane is not shared among workers."""
+    workers = _mapping(whole, "stages").get("encapsulate")
+    if not isinstance(workers, Text) or workers == "1":
+        return
+    maps = whole.get("maps")
+    parts: list[tuple[Path, Any]] = [(("tools", name), value) for name, value in _mapping(whole, "tools").items()]
+    parts += [(("maps", n), value) for n, value in enumerate(maps if isinstance(maps, list) else ())]
+    for path, value in parts:
+        for key in ("dedup", "limit"):
+            if isinstance(value, dict) and key in value:
+                text = f"it sees all packets of a lane, but stages.encapsulate is {workers}; expected 1, and more lanes (stages.capture)"
+                yield document.place((*path, key), of_key=True), dotted((*path, key)), text
+
+
+def _receivers(whole: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What packets can be delivered to, and what it is called."""
+    groups = _mapping(whole, "groups")
+    return _mapping(whole, "tools") | groups, "tool or group" if groups else "tool"
+
+
+def _groups(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    tools = _mapping(whole, "tools")
+    for name, value in _mapping(whole, "groups").items():
+        path: Path = ("groups", name)
+        if name in tools:
+            yield document.place(path, of_key=True), dotted(path), f"'{name}' is the name of a tool too, expected another name"
+        if not isinstance(value, dict):
+            continue
+        yield from _names(document, (*path, "members"), value.get("members"), tools, "tool")
+        members = {word for _, word in _listed((), value.get("members"))}
+        for member in _mapping(value, "weights"):
+            if member not in members:
+                yield (
+                    document.place((*path, "weights", member), of_key=True),
+                    dotted((*path, "weights")),
+                    f"'{member}' is no member of the group",
+                )
+
+
 def _tunnel(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
     if not isinstance(tunnel, dict):
         return
@@ -189,7 +231,7 @@ def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) 
             continue
         path: Path = ("maps", n)
         yield from _names(document, (*path, "inputs"), value.get("inputs"), _mapping(whole, "inputs"), "input")
-        yield from _names(document, (*path, "to"), value.get("to"), _mapping(whole, "tools"), "tool")
+        yield from _names(document, (*path, "to"), value.get("to"), *_receivers(whole))
         rules = value.get("rules")
         for r, rule in enumerate(rules if isinstance(rules, list) else ()):
             for action in ("pass", "drop"):
@@ -204,7 +246,7 @@ def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
         if not isinstance(value, dict):
             continue
         path: Path = ("tests", n)
-        yield from _names(document, (*path, "delivers"), value.get("delivers"), _mapping(whole, "tools"), "tool")
+        yield from _names(document, (*path, "delivers"), value.get("delivers"), *_receivers(whole))
         yield from _names(document, (*path, "by"), value.get("by"), named, "map")
         if isinstance(fields := value.get("packet"), dict):
             yield from _names(document, (*path, "packet", "input"), fields.get("input"), _mapping(whole, "inputs"), "input")

@@ -5,7 +5,8 @@
 | a rule | one before it takes every packet, or is the same; it matches no packet; one before it covers it (the caller says so) |
 | a map | it has no tools; all its rules are drop |
 | a set | no rule uses it; it is empty and some rule does |
-| a tool | neither a map nor the collector delivers to it; its receiver reads it, but not as may be meant (`receivers`) |
+| a tool, a group | neither a map nor the collector delivers to it; a group has a single member |
+| a tool | its receiver reads its tunnel, but not as may be meant (`receivers`) |
 | an input | no map looks at it, and there is no collector |
 """
 
@@ -122,6 +123,14 @@ def _sets(config: Config) -> Iterator[Warned]:
 
 def _ends(config: Config) -> Iterator[Warned]:
     fed = {tool for m in config.maps for tool in m.to} | set(config.collector)
+    for group in config.groups:
+        if group.name in fed:
+            fed |= set(group.members)
+        else:
+            text = f"nothing is delivered to group '{group.name}': no map names it, nor does the collector"
+            yield group.place, f"groups.{group.name}", text
+        if len(group.members) == 1:
+            yield group.place, f"groups.{group.name}", f"group '{group.name}' has one member: there is nothing to share"
     for tool in config.tools:
         if tool.tunnel is not None:
             for key, text in traps(tool.receiver, tool.tunnel):

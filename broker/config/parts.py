@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -51,8 +51,27 @@ def kind(word: str) -> Parsed:
     return Parsed(str, {"const": word})
 
 
+NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
 INTERFACE = text(scalars.interface, minLength=1, maxLength=15)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
+
+
+@dataclass(frozen=True, slots=True)
+class OneOrMany:
+    """An annotation: a list, for which a single word may stand, or a single mapping."""
+
+    mappings: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(partial(scalars.one_or_many, mappings=self.mappings), handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        listed = handler(schema)
+        listed = next((option for option in listed.get("anyOf", ()) if option.get("type") == "array"), listed)
+        return {"anyOf": [listed["items"], listed]}
+
+
+Names = Annotated[list[Annotated[str, NAME]], OneOrMany()]
 
 
 def defaults(cls: type) -> dict[str, Any]:

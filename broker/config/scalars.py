@@ -263,11 +263,11 @@ def _ports(word: str) -> str:
     return "-".join(map(str, ports))
 
 
-def one_or_many(value: Any) -> Any:
-    """A single word where a list of them is meant."""
+def one_or_many(value: Any, *, mappings: bool = False) -> Any:
+    """A single word, or a single mapping, where a list of them is meant."""
     if value is None:
         raise Wrong("found nothing, expected a list")
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) or (mappings and isinstance(value, dict)) else value
 
 
 def rule(value: Any) -> dict[str, str]:

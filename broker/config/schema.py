@@ -10,20 +10,33 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, model_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from broker.config import packet, scalars
-from broker.config.parts import INTERFACE, TRUTH, Parsed, Part, choice, defaults, kind, power_of_two, tagged_kind, text, whole
+from broker.config.parts import (
+    INTERFACE,
+    NAME,
+    TRUTH,
+    Names,
+    OneOrMany,
+    Parsed,
+    Part,
+    choice,
+    defaults,
+    kind,
+    power_of_two,
+    tagged_kind,
+    text,
+    whole,
+)
 from broker.config.receivers import RECEIVERS, refusals
+from broker.config.shaping import GroupPart, ReceiverPart, RemotePart, ShapePart
 from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
-NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
 FILE = text(scalars.file, minLength=1)
 ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
 PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
@@ -39,22 +52,6 @@ RULE = Parsed(
 )
 
 PACKET = Parsed(scalars.packet, packet.json_schema())
-
-
-@dataclass(frozen=True, slots=True)
-class OneOrMany:
-    """An annotation: a list, for which a single word may stand."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        listed = handler(schema)
-        listed = next((option for option in listed.get("anyOf", ()) if option.get("type") == "array"), listed)
-        return {"anyOf": [listed["items"], listed]}
-
-
-Names = Annotated[list[Annotated[str, NAME]], OneOrMany()]
 
 
 _INPUT, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Stages, model.RingSizes, model.Config))
@@ -82,7 +79,7 @@ def tagged_tool(value: Any) -> str:
     return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
 
 
-class TunnelTool(Part):
+class TunnelTool(RemotePart):
     """A receiver at the far end of a tunnel."""
 
     tunnel: Tunnel = Field(description="how to get there")
@@ -95,7 +92,7 @@ class TunnelTool(Part):
         return self
 
 
-class FileTool(Part):
+class FileTool(ReceiverPart):
     """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
 
     kind: Annotated[Literal["pcap"], kind("pcap")]
@@ -103,7 +100,7 @@ class FileTool(Part):
     directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
 
 
-class MapPart(Part):
+class MapPart(ShapePart):
     """Which packets go to which tools: the first rule that matches decides."""
 
     name: Annotated[str, NAME] = Field(description="the name of the map, in counters and messages")
@@ -111,7 +108,7 @@ class MapPart(Part):
     rules: list[Annotated[dict[str, str], RULE]] = Field(
         min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
     )
-    to: Names = Field([], description="the tools that get what is passed; without, the map only counts")
+    to: Names = Field([], description="the tools and groups that get what is passed; without, the map only counts")
     undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
         "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
     )
@@ -171,6 +168,9 @@ class Whole(Part):
     tools: dict[Annotated[str, NAME], Tool] = Field(
         min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
     )
+    groups: dict[Annotated[str, NAME], GroupPart] = Field(
+        {}, description="groups by name: tools that share, repeat or stand in for each other"
+    )
     sets: dict[Annotated[str, NAME], list[Annotated[str, ENTRY]]] = Field(
         {}, description="addresses and nets, or ports, for $NAME in expressions"
     )
@@ -190,7 +190,7 @@ TAGGED: dict[str, type[Part]] = {
     "@tunnel": TunnelTool,
     "@file": FileTool,
 }
-SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 
 def schema() -> dict[str, Any]:

@@ -79,12 +79,102 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """Bytes that leave overwritten. `what`: payload, cards, or where `at` counts from."""
+
+    what: Literal["payload", "cards", "frame", "l3", "l4"]
+    at: int = 0
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dedup:
+    """Of packets that are alike the first one goes."""
+
+    packets: int = 65_536  # of the window
+    within_ms: int = 50
+    ignore: tuple[str, ...] = ()  # ttl, tos, checksum, vlan, mac
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    one_in: int
+    by: Literal["packet", "flow"] = "flow"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A token bucket; 0: no limit."""
+
+    packets_per_s: int = 0
+    bits_per_s: int = 0
+    burst_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What becomes of packets on their way to a tool, in this order: sampled, told from duplicates, stripped, tagged, masked, sliced,
+    limited."""
+
+    sample: Sample | None = None
+    dedup: Dedup | None = None
+    strip: tuple[str, ...] = ()  # names of STRIPPABLE
+    push_vlan: int | None = None
+    mask: tuple[Mask, ...] = ()
+    mask_checksums: bool = True  # made right again
+    slice_after: Literal["", "l2", "l3", "l4"] = ""
+    slice_bytes: int = 0  # kept, behind `slice_after` if there is one; 0 without one: all
+    limit: Limit | None = None
+
+
+STRIPPABLE = ("vlan", "vntag", "mpls", "gre", "erspan", "vxlan", "geneve", "gtp")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tools that share, repeat or stand in for each other. `members`, `weights`: side by side."""
+
+    name: str
+    members: tuple[str, ...]
+    mode: Literal["share", "replicate", "failover"] = "share"
+    balance: Literal["five-tuple", "three-tuple", "two-tuple"] = "five-tuple"
+    of: Literal["outer", "inner"] = "outer"  # inner: of what a tunnel carries, where there is one
+    weights: tuple[int, ...] = ()  # empty: all alike
+    place: Place | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one verdict bit means: packets to a tool or a group, in the shape that one map asks for or in their own."""
+
+    slot: int
+    to: str
+    map: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a tool is asked whether it is there."""
+
+    kind: Literal["icmp", "tcp", "neighbour"]
+    port: int = 0  # tcp
+    every_ms: int = 200
+    fail_after: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     name: str
     slot: int = 0
     tunnel: Tunnel | None = None  # None: a file of bare frames
     file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
     receiver: str = ""  # what reads at the far end of the tunnel, see `broker/config/receivers.py`
+    shape: Shape = field(default_factory=Shape)
+    super_frames: Literal["whole", "segment"] = "whole"
+    segment_bytes: int = 1500  # the longest IP packet that is not taken for a super-frame
+    oversize: Literal["fragment", "slice", "drop"] = "fragment"
+    mtu_bytes: int = 0  # of the path; 0: what the route says
+    health: Health | None = None
     place: Place | None = field(default=None, compare=False)
 
 
@@ -99,9 +189,10 @@ class Rule:
 class Map:
     name: str
     rules: tuple[Rule, ...]
-    to: tuple[str, ...]  # tools; none: it only counts
+    to: tuple[str, ...]  # tools and groups; none: it only counts
     inputs: tuple[str, ...] = ()  # empty: all
     undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
+    shape: Shape = field(default_factory=Shape)
     slot: int = 0
     place: Place | None = field(default=None, compare=False)
 
@@ -143,8 +234,10 @@ class Config:
     inputs: tuple[Input, ...]
     tools: tuple[Tool, ...]
     maps: tuple[Map, ...]
+    groups: tuple[Group, ...] = ()
+    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    collector: tuple[str, ...] = ()  # tools
+    collector: tuple[str, ...] = ()  # tools and groups
     stages: Stages = field(default_factory=Stages)
     ring: RingSizes = field(default_factory=RingSizes)
     http: str = ""  # address:port of /metrics, /healthz, /readyz; empty: none

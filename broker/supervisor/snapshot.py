@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.config.deliveries import deliveries, slot_name
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.layout import TOOLS, Geometry
@@ -51,7 +52,7 @@ def names_of(config: Config, before: Names | None = None) -> Names:
     return Names(
         {**before.inputs, **{i.slot: i.name for i in config.inputs}},
         {**before.maps, **{m.slot: m.name for m in config.maps}},
-        {**before.tools, **{t.slot: t.name for t in config.tools}},
+        {**before.tools, **{d.slot: slot_name(config, d) for d in deliveries(config)}},
     )
 
 

@@ -34,8 +34,8 @@ _PACKET_BYTES, _PACKET_TS_NS = layout.PACKET.itemsize, layout.PACKET.fields["ts_
 _VERDICT_BYTES, _VERDICT_FLOW = layout.VERDICT.itemsize, layout.VERDICT.fields["flow"][1]
 
 _FRAME_BYTES = layout.FRAME.itemsize
-_FRAME_PACKET, _FRAME_TOOL, _FRAME_HEADER_AT, _FRAME_DATA_AT, _FRAME_DATA_LEN, _FRAME_WIRELEN = (
-    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_at", "data_at", "data_len", "wirelen")
+_FRAME_PACKET, _FRAME_TOOL, _FRAME_HEADER_LEN, _FRAME_HEADER_AT, _FRAME_DATA_AT, _FRAME_DATA_LEN, _FRAME_WIRELEN = (
+    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "wirelen")
 )
 
 _TEMPLATE_BYTES = templates.TEMPLATE.itemsize
@@ -76,7 +76,7 @@ def write_headers(
         patches = load32(template + _PATCHES)
         if patches & (PATCH_IPV4 | PATCH_IPV6) == 0:  # bare
             continue
-        header_len = load32(template + _HEADER_LEN)
+        header_len = load16(frame + _FRAME_HEADER_LEN)
         header = headers_at + load32(frame + _FRAME_HEADER_AT)
         total_len = header_len + load32(frame + _FRAME_DATA_LEN)
         data = data_at + load32(frame + _FRAME_DATA_AT)
@@ -84,7 +84,10 @@ def write_headers(
         flow = load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
         number = load64(numbers_at + 8 * tool)
         store64(numbers_at + 8 * tool, number + 1)
-        copy(header, template, HEADER_ROOM)
+        if header_len == load32(template + _HEADER_LEN):
+            copy(header, template, HEADER_ROOM)
+        else:  # a head of the packet lies behind it already
+            copy(header, template, load32(template + _HEADER_LEN))
         if patches & PATCH_IPV4:
             identification = number & 0xFFFF
             store_be16(header + 2, total_len)
@@ -108,7 +111,7 @@ def write_headers(
             else:
                 store_be16(header + load32(template + _TUNNEL_AT) + _GRE_TYPE, ETH_IP if load8(data) >> 4 == 4 else ETH_IP6)
         if patches & _ANY_CHECKSUM:
-            write_checksums(template, header, data, total_len - header_len)
+            write_checksums(template, header, header_len, data, total_len - header_len)
 
 
 @kernel
@@ -143,10 +146,9 @@ def write_erspan(template: int, header: int, data: int, data_len: int, truncated
 
 
 @kernel
-def write_checksums(template: int, header: int, data: int, data_len: int) -> None:
+def write_checksums(template: int, header: int, header_len: int, data: int, data_len: int) -> None:
     """The GRE checksum (RFC 2784 section 2.3), and then the UDP checksum over it (RFC 768; RFC 8200 section 8.1), as the template asks."""
     patches = load32(template + _PATCHES)
-    header_len = load32(template + _HEADER_LEN)
     data_sum = sum_words(data, data_len)  # headers have an even length, so it is a part of both sums as it is
     if patches & PATCH_CHECKSUM:
         tunnel_at = load32(template + _TUNNEL_AT)

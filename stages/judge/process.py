@@ -116,7 +116,7 @@ class Judge:
         return judging.outcome(judging.judge(self._one, 0))
 
     def _explain(self, judging: Judging, request: dict[str, Any]) -> dict[str, Any]:
-        """The packet as it was parsed; its outcome; its frames, or why there are none; of each map [[rule, answer, [TEST row << 2 | answer]]]."""
+        """The packet; its outcome; its frames, or why there is none; of each map [[rule, answer, [TEST row << 2 | answer of each]]]."""
         if "file" in request:
             found = packet_of(self._directory, request["file"], request["input"], request["number"], judging)
             row = found.packets[int(found.block["n_packets"][0]) - 1]
