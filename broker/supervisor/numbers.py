@@ -5,6 +5,8 @@ begin at 0 again would cost everything up to the number that was reached. So whe
 are left in a small file beside it, by the names of the tools, and the next pipeline of that name begins there. A replay leaves and takes
 nothing: it is to give the same frames every time. After a reboot the file is gone, and numbers begin at 0, as for a new tunnel.
 
+Events: numbers_go_on, numbers_lost.
+
 | when | the numbers are |
 |---|---|
 | the broker ends by itself or is stopped | those of the last frames |
