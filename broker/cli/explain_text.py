@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from broker.core.metrics import COUNTERS
 from broker.core.model import Config, Map
 
 FEW = 10
@@ -141,8 +142,9 @@ def _verdict(found: dict[str, Any]) -> str:
 def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
     frames = [f for f in found["frames"] if f["tool"] == name]
     tool = next(t for t in config.tools if t.name == name)
-    if reasons := found["dropped"].get(name):
-        yield f"  {name}: {'no frame' if not frames else 'not every frame'}: {', '.join(_DROPPED.get(r, r) for r in reasons)}"
+    if counter := found["dropped"].get(name):
+        help_ = next((c.help for c in COUNTERS if c.name == counter), "")
+        yield f"  {name}: {'no frame' if not frames else 'not every frame'} ({counter}): {help_}"
     if not frames:
         return
     frame = frames[0]
@@ -160,14 +162,6 @@ def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
         return
     yield f"  {name}: {tool.tunnel.kind} to {tool.tunnel.remote}, {len(header)} bytes of outer headers, then {what}"
     yield from hex_dump(header)
-
-
-_DROPPED = {
-    "too_long": "the packet is too long for the tunnel",
-    "mtu": "longer than the path takes, and the tool drops such",
-    "not_ip": "it holds no IP packet, and the tunnel carries nothing else",
-    "sampled": "left out by the sample",
-}
 
 
 def hex_dump(data: bytes) -> Iterator[str]:

@@ -10,7 +10,7 @@
 | maps | the same, with rule_number (from 1), expression and line of the rule, and `tried` |
 | maps[].tried | for each rule {rule, action, expression, line, answer, failed_test, reason, tests: [{test, answer}]} |
 | frames | for each frame {tool, header: hex, data_at, data_len, outer: hex of all that is sent}; data_at -1: bytes were changed |
-| dropped | by tool, why it gets no frame, or fewer |
+| dropped | {tool: counter} of those that get no frame, or fewer, such as dropped_not_ip |
 
 An answer is true, false or undetermined. `failed_test` is the test that made the rule false or undetermined (several where all
 alternatives of an `or` did), `reason` what the packet shows there.

@@ -16,7 +16,7 @@ number of workers, because block b takes its own only after block b - 1:
 | row of b - 1 is there, row of b is not | its turn | takes numbers, writes the row |
 | row of b is there | this worker died after taking them | uses them again: same bytes |
 
-A reload leaves them going on; a pipeline made anew begins at 0.
+A reload leaves them going on, a restart of the broker too (`broker/supervisor/numbers.py`); a replay begins at 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What would be sent of one packet: the encapsulate stage over a block that holds nothing else.
 
-The bytes are those that the wire would carry, as in a tool's file: the source address is the one that the route says, and UDP checksums,
-which on sockets the kernel makes, are made. Of what depends on the traffic before it, a frame is the first of its tool: sequence number
-and IPv4 identification are 0.
+The bytes are those that the wire would carry, as in a tool's file: the source address is the one that the route says, and UDP checksums
+over IPv6, which on sockets the kernel makes, are made. Of what depends on the traffic before it, a frame is the first of its tool: its
+sequence number and IPv4 identification are 0. A generation that a header tells is the judge's own number of the policy: 1, as in a replay.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ GEOMETRY = Geometry(
 )
 
 
+_DROPS = tuple(c.name for c in COUNTERS if c.stage == Encapsulate.KIND and c.name.startswith("dropped_"))
+
+
 def one_packet_batch() -> Batch:
     return heap_batch(GEOMETRY)
 
 
-def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """`batch`: of `one_packet_batch`, judged. The frames, and by tool the reasons why there is none, or fewer. `data_at` of a frame is -1
+def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """`batch`: of `one_packet_batch`, judged. The frames, and of the tools that get none, or fewer, the counter that says why. `data_at` of a frame is -1
     where its bytes are not as they were in the packet."""
     config = generation.config
     stage = Encapsulate()
@@ -51,12 +54,8 @@ def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], 
         header, data = batch.headers[at : at + n].tobytes(), batch.windows[data_at : data_at + int(frame["data_len"])].tobytes()
         offset = data_at - int(batch.packets[0]["data_at"]) if data_at < batch.shaped_from else -1
         found.append({"tool": names[int(frame["tool"])], "header": header, "data_at": offset, "data_len": len(data), "data": data})
-    return found, {name: reasons for slot, name in names.items() if (reasons := _reasons(alone, slot))}
-
-
-def _reasons(alone: Alone, slot: int) -> list[str]:
-    rows = (c.name for c in COUNTERS if c.stage == "encapsulate" and c.name.startswith("dropped_"))
-    return [name.removeprefix("dropped_") for name in rows if alone.counters[index("encapsulate", name) + slot]]
+    dropped = {names[slot]: name for name in _DROPS for slot in names if alone.counters[index(stage.KIND, name) + slot]}
+    return found, dropped
 
 
 def _in_files(config: Config) -> Config:
