@@ -36,8 +36,8 @@ def one_packet_batch() -> Batch:
 
 
 def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """`batch`: of `one_packet_batch`, judged. The frames, and of the tools that get none, or fewer, the counter that says why. `data_at` of a frame is -1
-    where its bytes are not as they were in the packet."""
+    """`batch`: of `one_packet_batch`, judged. The frames, and of the tools that get none, or fewer, the counter that says why. `data_at` of
+    a frame is -1 where its bytes are not as they were in the packet."""
     config = generation.config
     stage = Encapsulate()
     alone = Alone(Path(), Lane(0, config.inputs), GEOMETRY)
