@@ -146,7 +146,7 @@ def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
         return
     what = f"{frame['data_len']:,} bytes of the packet from byte {frame['data_at']}" if frame["data_at"] else f"{frame['data_len']:,} bytes"
     if not frame["header"]:
-        yield f"  {name}: the bare packet, {what}, to {tool.file}"
+        yield f"  {name}: the bare packet, {what}, to {tool.destination}"
         return
     assert tool.tunnel is not None
     header = bytes.fromhex(frame["header"])

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from broker.config.annotations import Part
 from broker.config.document import Document, Error, Path, dotted
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Part, Whole
+from broker.config.schema import NESTED, SECTIONS, TAGGED, Whole
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -68,7 +69,7 @@ def _written(document: Document, location: tuple[str | int, ...]) -> tuple[Path,
 
 def _part(path: Path, tags: list[str]) -> type[Part]:
     if tags:
-        return TAGGED[tags[-1]]
+        return NESTED.get(str(path[2]), TAGGED[tags[-1]]) if len(path) > 3 else TAGGED[tags[-1]]
     return SECTIONS.get(str(path[0]), Whole) if path else Whole
 
 

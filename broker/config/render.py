@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -64,7 +65,19 @@ def _input(value: Input) -> dict[str, Any]:
 
 
 def _tool(value: Tool) -> dict[str, Any]:
-    return {"kind": "pcap", "file": value.file} if value.tunnel is None else {"tunnel": _tunnel(value.tunnel)}
+    if value.tunnel is not None:
+        return {"tunnel": _tunnel(value.tunnel)}
+    if value.interface:
+        return {"kind": "interface", "interface": value.interface, "qdisc_bypass": value.qdisc_bypass}
+    if value.stream is not None:
+        tls = {} if value.stream.tls is None else {"tls": _said(value.stream.tls, but={"verify"} if value.stream.listen else set())}
+        return {"kind": "stream", **_said(replace(value.stream, tls=None)), "format": value.format, **tls}
+    return {"kind": value.format, **({"file": value.file} if value.rotation is None else _said(value.rotation))}
+
+
+def _said(value: Any, but: Collection[str] = ()) -> dict[str, Any]:
+    """Its fields, without those that are not given: none, empty, or the 0 that means so."""
+    return {key: item for key, item in asdict(value).items() if key not in but and (item is False or item not in (None, "", 0))}
 
 
 def _tunnel(value: Tunnel) -> dict[str, Any]:

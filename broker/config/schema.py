@@ -10,62 +10,33 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from broker.config import packet, scalars
+from broker.config import packet, scalars, tools
+from broker.config.annotations import (
+    DRAIN,
+    ENTRY,
+    FILE,
+    NAME,
+    PACE,
+    TRUTH,
+    Names,
+    OneOrMany,
+    Parsed,
+    Part,
+    choice,
+    defaults,
+    kind,
+    power_of_two,
+    tagged_kind,
+    text,
+    whole,
+)
 from broker.core import layout, model
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Parsed:
-    """An annotation: values go through `parse` first; `json` describes what may be written."""
-
-    parse: Callable[[Any], Any]
-    json: dict[str, Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.parse, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return dict(self.json)
-
-
-def whole(low: int, high: int) -> Parsed:
-    number: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
-    # To an editor that reads YAML 1.2 a number like 1_000_000 is text.
-    grouped = {"type": "string", "pattern": "^[1-9][0-9]{0,2}(_[0-9]{3})+$"}
-    return Parsed(partial(scalars.integer, low=low, high=high), {"anyOf": [number, grouped]} if high >= 100_000 else number)
-
-
-def power_of_two(low: int, high: int) -> Parsed:
-    powers = [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
-    return Parsed(partial(scalars.power_of_two, low=low, high=high), {"enum": powers})
-
-
-def choice(*words: str) -> Parsed:
-    return Parsed(partial(scalars.choice, words=words), {"type": "string", "enum": list(words)})
-
-
-def text(parse: Callable[[Any], str], **json: Any) -> Parsed:
-    return Parsed(parse, {"type": "string", **json})
-
-
-def kind(word: str) -> Parsed:
-    return Parsed(str, {"const": word})
-
-
-NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
-FILE = text(scalars.file, minLength=1)
-TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
-ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
-PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
-DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
 RULE = Parsed(
     scalars.rule,
     {
@@ -78,33 +49,7 @@ RULE = Parsed(
 
 PACKET = Parsed(scalars.packet, packet.json_schema())
 
-
-@dataclass(frozen=True, slots=True)
-class OneOrMany:
-    """An annotation: a list, for which a single word may stand."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        listed = handler(schema)
-        listed = next((option for option in listed.get("anyOf", ()) if option.get("type") == "array"), listed)
-        return {"anyOf": [listed["items"], listed]}
-
-
-Names = Annotated[list[Annotated[str, NAME]], OneOrMany()]
-
-
-def defaults(cls: type) -> dict[str, Any]:
-    """Of the frozen value that a part becomes: said once, there."""
-    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
-
-
 _INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class AfPacketInput(Part):
@@ -146,12 +91,10 @@ class GreUdpTunnel(GreTunnel):
     source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: chosen for us")
 
 
-def tagged_kind(value: Any) -> str:
-    return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
-
-
 def tagged_tool(value: Any) -> str:
-    return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
+    if not isinstance(value, dict):
+        return next(tag for tag, part in TAGGED.items() if isinstance(value, part))
+    return "@tunnel" if "tunnel" in value else "@file" if value["kind"] in ("pcap", "pcapng") else tagged_kind(value)
 
 
 Tunnel = Annotated[
@@ -165,14 +108,6 @@ class TunnelTool(Part):
     """A receiver at the far end of a tunnel."""
 
     tunnel: Tunnel = Field(description="how to get there")
-
-
-class FileTool(Part):
-    """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
-
-    kind: Annotated[Literal["pcap"], kind("pcap")]
-    file: Annotated[str | None, FILE] = Field(None, description="the file to write")
-    directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
 
 
 class MapPart(Part):
@@ -225,9 +160,12 @@ Input = Annotated[
     BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap"))),
 ]
 Tool = Annotated[
-    Annotated[TunnelTool, Tag("@tunnel")] | Annotated[FileTool, Tag("@file")],
+    Annotated[TunnelTool, Tag("@tunnel")]
+    | Annotated[tools.FileTool, Tag("@file")]
+    | Annotated[tools.InterfaceTool, Tag("@interface")]
+    | Annotated[tools.StreamTool, Tag("@stream")],
     Discriminator(tagged_tool),
-    BeforeValidator(scalars.tool),
+    BeforeValidator(partial(scalars.tool, kinds=tools.KINDS)),
 ]
 
 
@@ -261,8 +199,13 @@ TAGGED: dict[str, type[Part]] = {
     "@gre": GreTunnel,
     "@gre-udp": GreUdpTunnel,
     "@tunnel": TunnelTool,
-    "@file": FileTool,
+    "@file": tools.FileTool,
+    "@interface": tools.InterfaceTool,
+    "@stream": tools.StreamTool,
 }
+NESTED: dict[str, type[Part]] = {"tls": tools.TlsPart}
+"""Parts that are a key of a tool."""
+
 SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 

@@ -103,7 +103,7 @@ def test_a_file_is_there_as_soon_as_its_tool_is(tmp_path: Path) -> None:
 
 
 def test_frames_that_fill_many_buffers_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.send.files.BUFFER_BYTES", 2000)
+    monkeypatch.setattr("stages.send.formats.BUFFER_BYTES", 2000)
     tool = file_tool(0, tmp_path / "out.pcap")
     packets = [payload(40 + 7 * n, n) for n in range(100)]
     sender = Sender(tool)
@@ -330,7 +330,8 @@ def read_pipe(fd: int) -> bytes:
             return found.getvalue()
 
 
-def test_a_pipe_gets_whole_records_even_when_it_was_full_in_the_middle_of_one(tmp_path: Path) -> None:
+def test_a_pipe_gets_whole_records_even_when_it_was_full_in_the_middle_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.send.files.PIPE_BYTES", 65_536)
     os.mkfifo(tmp_path / "pipe")
     tool = file_tool(0, tmp_path / "pipe")
     reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
