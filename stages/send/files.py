@@ -26,6 +26,7 @@ import os
 import select
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from stages.send.egress import (
 from stages.send.formats import Format
 
 PATIENCE_MS = 2
+LAST_MS = 200
 PIPE_BYTES = 1024 * 1024
 """What a pipe is asked to hold; less if the kernel does not allow it (fs.pipe-max-size)."""
 
@@ -278,6 +280,12 @@ class FileEgress:
         self._retry.failed()
 
     def close(self) -> None:
+        """A pipe gets the rest of a record that it has the beginning of, if its reader goes on within LAST_MS."""
+        deadline = time.monotonic() + LAST_MS / 1000
+        while self._owed and self._fd >= 0 and time.monotonic() < deadline:
+            if self._write(b"")[1] not in (0, errno.EAGAIN):
+                break
+        self._owed = b""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
