@@ -57,7 +57,7 @@ def replayed(config: Config, plays: Sequence[Play], out: Path | None, pace: str 
 
 
 def _in_file(tool: Tool, path: Path) -> Tool:
-    return Tool(tool.name, tool.slot, tool.tunnel, str(path), place=tool.place)
+    return replace(tool, file=str(path), format="pcap", rotation=None, interface="", qdisc_bypass=False, stream=None)
 
 
 def selecting(plays: Sequence[Play], out: Path, expression: str, pace: str | None) -> Config:

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from broker.config.annotations import Part
 from broker.config.document import Document, Error, Path, dotted
+from broker.config.parts import Part
 from broker.config.scalars import Wrong, shown, suggest
 from broker.config.schema import NESTED, SECTIONS, TAGGED, Whole
+from broker.config.shaping import RemotePart
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -68,15 +69,18 @@ def _written(document: Document, location: tuple[str | int, ...]) -> tuple[Path,
 
 
 def _part(path: Path, tags: list[str]) -> type[Part]:
+    """What the mapping at `path` is made into."""
+    if path and path[-1] in NESTED:
+        return NESTED[str(path[-1])]
     if tags:
-        return NESTED.get(str(path[2]), TAGGED[tags[-1]]) if len(path) > 3 else TAGGED[tags[-1]]
+        return TAGGED[tags[-1]]
     return SECTIONS.get(str(path[0]), Whole) if path else Whole
 
 
 def _keys(path: Path, tags: list[str]) -> list[str]:
-    """The keys that may stand where the last step of `path` stands."""
-    part = _part(path, tags) if len(path) > 1 else Whole
-    return list(part.model_fields)
+    """The keys that may stand where the last step of `path` stands; those of shapes, which many parts have, come last."""
+    part = _part(path[:-1], tags) if len(path) > 1 else Whole
+    return sorted(part.model_fields, key=lambda key: key in RemotePart.model_fields)
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:

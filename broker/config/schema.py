@@ -11,17 +11,15 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from broker.config import packet, scalars, tools
-from broker.config.annotations import (
-    DRAIN,
-    ENTRY,
+from broker.config.parts import (
     FILE,
+    INTERFACE,
     NAME,
-    PACE,
     TRUTH,
     Names,
     OneOrMany,
@@ -35,8 +33,15 @@ from broker.config.annotations import (
     text,
     whole,
 )
+from broker.config.receivers import RECEIVERS, refusals
+from broker.config.shaping import NESTED as SHAPING
+from broker.config.shaping import GroupPart, RemotePart, ShapePart
+from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
+ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
+PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
+DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
 RULE = Parsed(
     scalars.rule,
     {
@@ -49,14 +54,15 @@ RULE = Parsed(
 
 PACKET = Parsed(scalars.packet, packet.json_schema())
 
-_INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
+
+_INPUT, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Stages, model.RingSizes, model.Config))
 
 
 class AfPacketInput(Part):
     """Live traffic of a network interface (AF_PACKET, TPACKET_V3)."""
 
     kind: Annotated[Literal["afpacket"], kind("afpacket")]
-    interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to listen on")
+    interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
 
@@ -70,47 +76,26 @@ class PcapInput(Part):
     pace: Annotated[str, PACE] = Field(_INPUT["pace"], description="max, recorded, a factor such as 2x, or packets per second")
 
 
-class GreTunnel(Part):
-    """GRE over IPv4 or IPv6 carrying Ethernet frames (RFC 2784, RFC 2890, protocol type 0x6558)."""
-
-    kind: Annotated[Literal["gre"], kind("gre")]
-    remote: Annotated[str, text(scalars.host)] = Field(description="the address of the receiver")
-    source: Annotated[str, text(scalars.host)] = Field(_TUNNEL["source"], description="our address; by default what the route says")
-    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_TUNNEL["key"], description="GRE key; none by default")
-    sequence: Annotated[bool, TRUTH] = Field(_TUNNEL["sequence"], description="number the packets, so that the receiver can see loss")
-    checksum: Annotated[bool, TRUTH] = Field(_TUNNEL["checksum"], description="GRE checksum over the packet")
-    ttl: Annotated[int, whole(1, 255)] = Field(_TUNNEL["ttl"], description="TTL or hop limit of the outer packet")
-    dscp: Annotated[int, whole(0, 63)] = Field(_TUNNEL["dscp"], description="DSCP of the outer packet")
-
-
-class GreUdpTunnel(GreTunnel):
-    """GRE in UDP (RFC 8086): for where raw sockets or GRE are not allowed."""
-
-    kind: Annotated[Literal["gre-udp"], kind("gre-udp")]  # type: ignore[assignment]
-    port: Annotated[int, whole(1, 65_535)] = Field(_TUNNEL["port"], description="UDP port of the receiver")
-    source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: chosen for us")
-
-
 def tagged_tool(value: Any) -> str:
     if not isinstance(value, dict):
         return next(tag for tag, part in TAGGED.items() if isinstance(value, part))
     return "@tunnel" if "tunnel" in value else "@file" if value["kind"] in ("pcap", "pcapng") else tagged_kind(value)
 
 
-Tunnel = Annotated[
-    Annotated[GreTunnel, Tag("@gre")] | Annotated[GreUdpTunnel, Tag("@gre-udp")],
-    Discriminator(tagged_kind),
-    BeforeValidator(partial(scalars.kind_of, kinds=("gre", "gre-udp"))),
-]
-
-
-class TunnelTool(Part):
+class TunnelTool(RemotePart):
     """A receiver at the far end of a tunnel."""
 
     tunnel: Tunnel = Field(description="how to get there")
+    receiver: Annotated[str, choice(*RECEIVERS)] = Field("", description="what reads there: what it cannot read is refused")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
+            raise scalars.Wrong(reason, ("tunnel", key))
+        return self
 
 
-class MapPart(Part):
+class MapPart(ShapePart):
     """Which packets go to which tools: the first rule that matches decides."""
 
     name: Annotated[str, NAME] = Field(description="the name of the map, in counters and messages")
@@ -118,7 +103,7 @@ class MapPart(Part):
     rules: list[Annotated[dict[str, str], RULE]] = Field(
         min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
     )
-    to: Names = Field([], description="the tools that get what is passed; without, the map only counts")
+    to: Names = Field([], description="the tools and groups that get what is passed; without, the map only counts")
     undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
         "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
     )
@@ -181,6 +166,9 @@ class Whole(Part):
     tools: dict[Annotated[str, NAME], Tool] = Field(
         min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
     )
+    groups: dict[Annotated[str, NAME], GroupPart] = Field(
+        {}, description="groups by name: tools that share, repeat or stand in for each other"
+    )
     sets: dict[Annotated[str, NAME], list[Annotated[str, ENTRY]]] = Field(
         {}, description="addresses and nets, or ports, for $NAME in expressions"
     )
@@ -196,17 +184,16 @@ class Whole(Part):
 TAGGED: dict[str, type[Part]] = {
     "@afpacket": AfPacketInput,
     "@pcap": PcapInput,
-    "@gre": GreTunnel,
-    "@gre-udp": GreUdpTunnel,
+    **{f"@{kind}": part for kind, part in TUNNELS.items()},
     "@tunnel": TunnelTool,
     "@file": tools.FileTool,
     "@interface": tools.InterfaceTool,
     "@stream": tools.StreamTool,
 }
-NESTED: dict[str, type[Part]] = {"tls": tools.TlsPart}
-"""Parts that are a key of a tool."""
+NESTED: dict[str, type[Part]] = {**SHAPING, "tls": tools.TlsPart}
+"""Parts by the key under which they stand, anywhere."""
 
-SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 
 def schema() -> dict[str, Any]:

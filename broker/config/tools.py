@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from broker.config import scalars
-from broker.config.annotations import FILE, TRUTH, Part, choice, defaults, kind, text, whole
+from broker.config.parts import FILE, INTERFACE, TRUTH, Part, choice, defaults, kind, text, whole
+from broker.config.shaping import ReceiverPart
 from broker.core import model
 
 KINDS = ("pcap", "pcapng", "interface", "stream")
@@ -15,7 +16,7 @@ KINDS = ("pcap", "pcapng", "interface", "stream")
 _ROTATION, _TLS, _STREAM, _TOOL = map(defaults, (model.Rotation, model.Tls, model.Stream, model.Tool))
 
 
-class FileTool(Part):
+class FileTool(ReceiverPart):
     """A capture file of the frames themselves (nanoseconds, Ethernet), or several that follow one another."""
 
     kind: Annotated[Literal["pcap", "pcapng"], choice("pcap", "pcapng")]
@@ -35,11 +36,11 @@ class FileTool(Part):
     )
 
 
-class InterfaceTool(Part):
+class InterfaceTool(ReceiverPart):
     """A network interface out of which the frames themselves go, as they were captured."""
 
     kind: Annotated[Literal["interface"], kind("interface")]
-    interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to send on")
+    interface: Annotated[str, INTERFACE] = Field(description="the network interface to send on")
     qdisc_bypass: Annotated[bool, TRUTH] = Field(
         _TOOL["qdisc_bypass"], description="past the queueing discipline, straight to the driver: faster, and neither shaped nor waited for"
     )
@@ -60,7 +61,7 @@ class TlsPart(Part):
     verify: Annotated[bool, TRUTH] = Field(_TLS["verify"], description="dialling: false takes any certificate, and anybody who has one")
 
 
-class StreamTool(Part):
+class StreamTool(ReceiverPart):
     """A capture of the frames themselves over TCP: each connection is one file."""
 
     kind: Annotated[Literal["stream"], kind("stream")]

@@ -125,7 +125,7 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew, file_finished,
+    Events: tool_opened, tool_one_port, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew, file_finished,
     file_not_removed, reader_joined, reader_left, reader_refused.
     """
 

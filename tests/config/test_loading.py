@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.config import load_config, parse_config, render
-from broker.config.annotations import Part
 from broker.config.document import read_document
 from broker.config.packet import build
+from broker.config.parts import Part
 from broker.config.schema import Whole, schema_text
 from broker.core import model
 from broker.core.errors import ConfigErrors, PipelineError

@@ -1,4 +1,4 @@
-"""What the parts of the schema are written with: annotations that parse a value, and say to editors what may be written."""
+"""What keys are made of: annotations that say how a value is read and described to editors, and what all parts have in common."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def kind(word: str) -> Parsed:
 
 NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
 FILE = text(scalars.file, minLength=1)
+INTERFACE = text(scalars.interface, minLength=1, maxLength=15)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
-ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
-PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
-DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
 
 
 @dataclass(frozen=True, slots=True)
 class OneOrMany:
-    """An annotation: a list, for which a single word may stand."""
+    """An annotation: a list, for which a single word may stand, or a single mapping."""
+
+    mappings: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
+        return core_schema.no_info_before_validator_function(partial(scalars.one_or_many, mappings=self.mappings), handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         listed = handler(schema)
