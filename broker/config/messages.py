@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from broker.config.document import Document, Error, Path, dotted
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Part, Whole
+from broker.config.schema import SECTIONS, TAGGED, Part, Whole, written_fields
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -75,8 +75,8 @@ def _part(path: Path, tags: list[str]) -> type[Part]:
 def _keys(path: Path, tags: list[str]) -> list[str]:
     """The keys that may stand where the last step of `path` stands."""
     part = _part(path, tags) if len(path) > 1 else Whole
-    return list(part.model_fields)
+    return list(written_fields(part))
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:
-    return _part(path, tags).model_fields[key].description or "it"
+    return written_fields(_part(path, tags))[key].description or "it"

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from broker.config import packet, scalars
@@ -64,6 +65,7 @@ NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
 FILE = text(scalars.file, minLength=1)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
+NET = text(scalars.net, minLength=1)
 PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
 DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
 RULE = Parsed(
@@ -103,8 +105,17 @@ def defaults(cls: type) -> dict[str, Any]:
 _INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
 
 
+LISTEN_PORTS = {"gre": 0, "vxlan": 4789, "geneve": 6081, "gre-udp": 4754}
+"""What a tunnel input listens to, and its UDP port (RFC 7348, 8926, 8086); 0: it has none."""
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def written_fields(part: type[Part]) -> dict[str, FieldInfo]:
+    """By the key that stands in a document: `from` cannot be a name in Python."""
+    return {field.alias or name: field for name, field in part.model_fields.items()}
 
 
 class AfPacketInput(Part):
@@ -114,6 +125,24 @@ class AfPacketInput(Part):
     interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
+    capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+
+
+class TunnelInput(Part):
+    """The far end of tunnels: what other brokers, switches or hosts have encapsulated."""
+
+    kind: Annotated[Literal["tunnel"], kind("tunnel")]
+    listen: Annotated[Literal["gre", "vxlan", "geneve", "gre-udp"], choice(*LISTEN_PORTS)] = Field(
+        description="what is terminated; ERSPAN and NVGRE come as gre"
+    )
+    senders: Annotated[list[Annotated[str, NET]], OneOrMany()] = Field(
+        alias="from", min_length=1, max_length=1024, description="addresses and nets of those who may send; all else is dropped and counted"
+    )
+    address: Annotated[str, text(scalars.host)] = Field(_INPUT["address"], description="our address; by default any")
+    port: Annotated[int, whole(1, 65_535)] = Field(_INPUT["port"], description="UDP port; by default that of the protocol")
+    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_INPUT["key"], description="take this GRE key only")
+    vni: Annotated[int | None, whole(0, 0xFF_FFFF)] = Field(_INPUT["vni"], description="take this VNI only")
+    buffer_bytes: Annotated[int, whole(1 << 16, 1 << 30)] = Field(_INPUT["buffer_bytes"], description="of each socket")
 
 
 class PcapInput(Part):
@@ -148,6 +177,11 @@ class GreUdpTunnel(GreTunnel):
 
 def tagged_kind(value: Any) -> str:
     return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
+
+
+def tagged_input(value: Any) -> str:
+    found = tagged_kind(value)
+    return "@tunnel-input" if found == "@tunnel" else found  # there are tools with a tunnel, too
 
 
 def tagged_tool(value: Any) -> str:
@@ -220,9 +254,9 @@ class RingPart(Part):
 
 
 Input = Annotated[
-    Annotated[AfPacketInput, Tag("@afpacket")] | Annotated[PcapInput, Tag("@pcap")],
-    Discriminator(tagged_kind),
-    BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap"))),
+    Annotated[AfPacketInput, Tag("@afpacket")] | Annotated[PcapInput, Tag("@pcap")] | Annotated[TunnelInput, Tag("@tunnel-input")],
+    Discriminator(tagged_input),
+    BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap", "tunnel"))),
 ]
 Tool = Annotated[
     Annotated[TunnelTool, Tag("@tunnel")] | Annotated[FileTool, Tag("@file")],
@@ -258,6 +292,7 @@ class Whole(Part):
 TAGGED: dict[str, type[Part]] = {
     "@afpacket": AfPacketInput,
     "@pcap": PcapInput,
+    "@tunnel-input": TunnelInput,
     "@gre": GreTunnel,
     "@gre-udp": GreUdpTunnel,
     "@tunnel": TunnelTool,
