@@ -43,7 +43,8 @@ class Capture:
             raise
 
     def load(self, generation: Generation) -> None:
-        """Capture takes what comes, whatever the policy says."""
+        """Capture takes what comes, whatever the policy says; but an interface has to know our own packets."""
+        self._source.load(generation)
 
     def step(self, batch: Batch) -> int:
         return self._source.step(batch)
