@@ -63,6 +63,7 @@ class Tool:
     slot: int = 0
     tunnel: Tunnel | None = None  # None: a file of bare frames
     file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
+    tap: str = ""  # a tap device that is made, on which the frames come in (tapmesh receive)
     place: Place | None = field(default=None, compare=False)
 
 

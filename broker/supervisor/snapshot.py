@@ -19,6 +19,7 @@ from broker.core.batch import Batch
 from broker.core.layout import TOOLS, Geometry
 from broker.core.model import Config
 from broker.core.ring import read_counters
+from broker.core.senders import Sender, read_senders
 from broker.core.shm import LaneMemory, Pipeline, stride
 from broker.supervisor.plan import WorkerId
 from broker.supervisor.rule_counts import RuleCount, RuleReader
@@ -89,6 +90,7 @@ class Snapshot:
     names: Names
     lanes: tuple[LaneSnapshot, ...]
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
+    senders: tuple[Sender, ...] = ()  # of tunnel inputs
 
     def workers(self, kind: str) -> list[WorkerSnapshot]:
         return [w for lane in self.lanes for w in lane.workers if w.id.kind == kind]
@@ -104,10 +106,11 @@ class Reader:
         self._batches = [[memory.batch(slot) for slot in range(memory.geometry.n_blocks)] for memory in pipeline.lanes]
 
     def take(self, names: Names, *, rules: bool = False) -> Snapshot:
-        """With `rules`: PipelineError when a file of a generation is missing or damaged."""
+        """PipelineError when a table of senders is damaged, or, with `rules`, a file of a generation is missing or damaged."""
         lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, self._rules.take() if rules else ())
+        senders = tuple(read_senders(self.pipeline.directory, len(lanes)))
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, self._rules.take() if rules else (), senders)
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

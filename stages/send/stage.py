@@ -2,7 +2,7 @@
 
 Reads   frames, headers, data, packets (times).
 Writes  nothing in the block; ``progress`` in its own row.
-Options tools: tunnel (`sockets.py`), file (`files.py`).
+Options tools: tunnel (`sockets.py`), file (`files.py`), tap (`tap.py`).
 Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, file_bytes, file_inode.
         For each block: frames of a tool = delivered_frames + every dropped_*.
 
@@ -29,6 +29,7 @@ from stages.send import kernels
 from stages.send.egress import TOOL_DOWN, Egress, Scratch
 from stages.send.files import FileEgress
 from stages.send.sockets import SocketEgress
+from stages.send.tap import TapEgress
 
 _REPEATED = index("send", "repeated_frames")
 _PROGRESS_MASK = (1 << layout.PROGRESS_BITS) - 1
@@ -65,11 +66,13 @@ class Send:
 
     def _is_mine(self, tool: Tool) -> bool:
         """Does this worker get frames of it? A file belongs to one worker, sockets each has its own."""
-        return tool.slot % self._context.n_workers == self._context.worker if tool.file else tool.tunnel is not None
+        return tool.slot % self._context.n_workers == self._context.worker if tool.file or tool.tap else tool.tunnel is not None
 
     def _make_egress(self, tool: Tool, *, first: bool) -> Egress:
         if tool.file:
             return FileEgress(tool, self._context, self._scratch, self._log, overwrite=first)
+        if tool.tap:
+            return TapEgress(tool, self._context, self._scratch, self._log)
         return SocketEgress(tool, self._context, self._scratch, self._log)
 
     def step(self, batch: Batch) -> int:
