@@ -12,7 +12,9 @@ Layers take the layer above as their payload and give bytes. Addresses are text.
 | ipv4, fragments | RFC 791 |
 | ipv6, hop_by_hop, routing, fragment_header, authentication | RFC 8200, RFC 4302 |
 | tcp, udp, sctp, icmp, icmp6 | RFC 9293, 768, 9260, 792, 4443 |
-| gre | RFC 2784, RFC 2890 |
+| gre, nvgre | RFC 2784, RFC 2890, RFC 7637 |
+| erspan2, erspan3 | draft-foschiano-erspan-03 |
+| vxlan, geneve | RFC 7348, RFC 8926 |
 """
 
 from __future__ import annotations
@@ -269,6 +271,53 @@ def gre(
         return struct.pack("!HH", flags, protocol) + check + optional + payload
 
     return packet(struct.pack("!HH", checksum(packet(bytes(4))), 0)) if with_checksum else packet(b"")
+
+
+def nvgre(payload: bytes, *, subnet: int, flow: int) -> bytes:
+    return gre(payload, key=subnet << 8 | flow)
+
+
+def erspan2(
+    payload: bytes,
+    *,
+    sequence: int,
+    session: int,
+    vlan: int = 0,
+    cos: int = 0,
+    encapsulation: int = 0,
+    truncated: bool = False,
+    index: int = 0,
+) -> bytes:
+    head = struct.pack("!HHI", 1 << 12 | vlan, cos << 13 | encapsulation << 11 | truncated << 10 | session, index)
+    return gre(head + payload, protocol=0x88BE, sequence=sequence)
+
+
+def erspan3(
+    payload: bytes,
+    *,
+    sequence: int,
+    session: int,
+    vlan: int = 0,
+    cos: int = 0,
+    truncated: bool = False,
+    timestamp: int,
+    granularity: int,
+    hw_id: int = 0,
+    egress: bool = False,
+    subheader: bytes = b"",
+) -> bytes:
+    """P is set: the payload is an Ethernet frame."""
+    head = struct.pack("!HHI", 2 << 12 | vlan, cos << 13 | truncated << 10 | session, timestamp & 0xFFFF_FFFF)
+    last = 1 << 15 | hw_id << 4 | egress << 3 | granularity << 1 | bool(subheader)
+    return gre(head + struct.pack("!HH", 0, last) + subheader + payload, protocol=0x22EB, sequence=sequence)
+
+
+def vxlan(payload: bytes, *, vni: int) -> bytes:
+    return struct.pack("!B3xI", 0x08, vni << 8) + payload
+
+
+def geneve(payload: bytes, *, vni: int, options: bytes = b"") -> bytes:
+    return struct.pack("!BBHI", len(options) // 4, 0, ETH_TEB, vni << 8) + options + payload
 
 
 # ---- whole frames

@@ -163,4 +163,4 @@ def _conclude(outcome: Outcome, out: Any) -> int:
 def tables(snapshot: Snapshot, ledger: Ledger) -> str:
     """Senders, what became of their packets, and the ledger."""
     parts = [report.senders_table(snapshot.senders)] if snapshot.senders else []
-    return "\n\n".join([*parts, report.tools_table(ledger), report.ledger_table(ledger)])
+    return "\n\n".join([*parts, report.tools_table(ledger, snapshot.alive), report.ledger_table(ledger)])

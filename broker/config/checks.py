@@ -27,7 +27,9 @@ def check(document: Document) -> Iterator[Error]:
     yield from _tools(document, _mapping(whole, "tools"), _mapping(whole, "inputs"))
     sets = yield from _sets(document, _mapping(whole, "sets"))
     yield from _maps(document, whole, sets)
-    yield from _names(document, ("collector",), whole.get("collector"), _mapping(whole, "tools"), "tool")
+    yield from _groups(document, whole)
+    yield from _remembering(document, whole)
+    yield from _names(document, ("collector",), whole.get("collector"), *_receivers(whole))
     yield from _tests(document, whole)
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
         yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
@@ -125,7 +127,8 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             continue
         path: Path = ("tools", name)
         if "tunnel" in value:
-            yield from _families(document, (*path, "tunnel"), value["tunnel"])
+            yield from _tunnel(document, (*path, "tunnel"), value["tunnel"])
+            yield from _health(document, (*path, "health"), value)
         elif value.get("kind") == "pcap":
             if ("file" in value) == ("directory" in value):
                 found = "both file and directory" if "file" in value else "neither file nor directory"
@@ -147,16 +150,100 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
 
 
-def _families(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
+def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    """What has to see all packets of a lane is not shared among workers."""
+    workers = _mapping(whole, "stages").get("encapsulate")
+    if not isinstance(workers, Text) or workers == "1":
+        return
+    maps = whole.get("maps")
+    parts: list[tuple[Path, Any]] = [(("tools", name), value) for name, value in _mapping(whole, "tools").items()]
+    parts += [(("maps", n), value) for n, value in enumerate(maps if isinstance(maps, list) else ())]
+    for path, value in parts:
+        for key in ("dedup", "limit"):
+            if isinstance(value, dict) and key in value:
+                text = f"it sees all packets of a lane, but stages.encapsulate is {workers}; expected 1, and more lanes (stages.capture)"
+                yield document.place((*path, key), of_key=True), dotted((*path, key)), text
+
+
+def _receivers(whole: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What packets can be delivered to, and what it is called."""
+    groups = _mapping(whole, "groups")
+    return _mapping(whole, "tools") | groups, "tool or group" if groups else "tool"
+
+
+def _groups(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    tools = _mapping(whole, "tools")
+    for name, value in _mapping(whole, "groups").items():
+        path: Path = ("groups", name)
+        if name in tools:
+            yield document.place(path, of_key=True), dotted(path), f"'{name}' is the name of a tool too, expected another name"
+        if not isinstance(value, dict):
+            continue
+        yield from _names(document, (*path, "members"), value.get("members"), tools, "tool")
+        members = {word for _, word in _listed((), value.get("members"))}
+        for member in _mapping(value, "weights"):
+            if member not in members:
+                yield (
+                    document.place((*path, "weights", member), of_key=True),
+                    dotted((*path, "weights")),
+                    f"'{member}' is no member of the group",
+                )
+
+
+def _tunnel(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
     if not isinstance(tunnel, dict):
         return
-    try:
-        remote, source = (ipaddress.ip_address(str(tunnel.get(key))) for key in ("remote", "source"))
-    except ValueError:
-        return  # missing, or told by its own check
-    if remote.version != source.version:
-        text = f"IPv{source.version}, but remote is IPv{remote.version}; expected addresses of one family"
+    addresses = {key: _version(tunnel.get(key)) for key in ("remote", "source")}
+    remote, source = addresses["remote"], addresses["source"]
+    if remote and source and remote != source:
+        text = f"IPv{source}, but remote is IPv{remote}; expected addresses of one family"
         yield _error(document, (*path, "source"), text)
+    if remote == 4 and _is_true(tunnel.get("udp_checksum")) and "source" not in tunnel:
+        yield _error(document, (*path, "udp_checksum"), "over IPv4 it covers our address, expected key 'source' too, or false")
+    if tunnel.get("kind") == "erspan3":
+        yield from _erspan3(document, path, tunnel)
+
+
+def _health(document: Document, path: Path, tool: dict[str, Any]) -> Iterator[Error]:
+    health = _mapping(tool, "health")
+    kind = health.get("kind")
+    if kind == "tcp" and "port" not in health:
+        yield _error(document, path, "key 'port' is missing, expected the TCP port to connect to")
+    if kind in ("icmp", "neighbour") and "port" in health:
+        at = (*path, "port")
+        yield document.place(at, of_key=True), dotted(at), f"{kind} asks no port, expected none, or kind: tcp"
+
+
+def _erspan3(document: Document, path: Path, tunnel: dict[str, Any]) -> Iterator[Error]:
+    precise, index = tunnel.get("granularity") == "ieee1588", _number(tunnel.get("index"))
+    if not _is_true(tunnel.get("subheader")):
+        if precise:
+            yield _error(document, (*path, "granularity"), "its seconds are in the subheader, expected subheader: true too")
+        if index:
+            yield _error(document, (*path, "index"), "it is in the subheader, expected subheader: true too")
+    elif not precise and index > 0x3FFF:
+        text = f"{index} is out of range, expected 0..16383 (0..65535 with granularity: ieee1588)"
+        yield _error(document, (*path, "index"), text)
+
+
+def _version(address: Any) -> int:
+    """Of IP; 0: missing, or told by its own check."""
+    try:
+        return ipaddress.ip_address(str(address)).version
+    except ValueError:
+        return 0
+
+
+def _is_true(value: Any) -> bool:
+    return isinstance(value, Text) and value.lower() == "true"
+
+
+def _number(value: Any) -> int:
+    """0 where it is none: its own check says so."""
+    try:
+        return scalars.integer(value, 0, 0xFFFF)
+    except Wrong:
+        return 0
 
 
 def _sets(document: Document, sets: dict[str, Any]) -> Generator[Error, None, dict[str, Elements]]:
@@ -187,7 +274,7 @@ def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) 
             continue
         path: Path = ("maps", n)
         yield from _names(document, (*path, "inputs"), value.get("inputs"), _mapping(whole, "inputs"), "input")
-        yield from _names(document, (*path, "to"), value.get("to"), _mapping(whole, "tools"), "tool")
+        yield from _names(document, (*path, "to"), value.get("to"), *_receivers(whole))
         rules = value.get("rules")
         for r, rule in enumerate(rules if isinstance(rules, list) else ()):
             for action in ("pass", "drop"):
@@ -202,7 +289,7 @@ def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
         if not isinstance(value, dict):
             continue
         path: Path = ("tests", n)
-        yield from _names(document, (*path, "delivers"), value.get("delivers"), _mapping(whole, "tools"), "tool")
+        yield from _names(document, (*path, "delivers"), value.get("delivers"), *_receivers(whole))
         yield from _names(document, (*path, "by"), value.get("by"), named, "map")
         if isinstance(fields := value.get("packet"), dict):
             yield from _names(document, (*path, "packet", "input"), fields.get("input"), _mapping(whole, "inputs"), "input")

@@ -4,9 +4,10 @@
 |---|---|---|
 | node, inputs, stages, ring | restart | they shape the rings, the sockets of capture and the processes |
 | http | restart | the listening socket belongs to the supervisor as it was started |
-| tools, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
+| tools, groups, sets, maps, collector | reload | blocks are stamped with the generation they are handled by |
 | tests | reload | they are asked before a policy is put in force |
 | more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
+| more tools and maps that mask packets than the rings have room for | restart | likewise |
 | drain_s | reload | it is looked at when the pipeline stops |
 """
 
@@ -16,12 +17,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from broker.config.deliveries import copies
 from broker.config.lanes import needed_tools, tool_room
 from broker.core.model import Config, PolicyTest
 
 Action = Literal["keep", "reload", "restart"]
 RESTART = ("node", "inputs", "stages", "ring", "http")
-RELOAD = ("tools", "sets", "maps", "collector", "drain_s", "tests")
+RELOAD = ("tools", "groups", "sets", "maps", "collector", "drain_s", "tests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,9 @@ class Changes:
         return "\n".join(map(str, self.of("restart") + self.of("reload"))) or "nothing changed"
 
 
-def diff(old: Config, new: Config, max_tools: int | None = None) -> Changes:
+def diff(old: Config, new: Config, max_tools: int | None = None, max_copies: int | None = None) -> Changes:
     """From `old`, in force, to `new`. `max_tools`: `lanes.tool_room` of the configuration that the pipeline was started with (by default
-    of `old`). Slots and places do not count."""
+    of `old`), `max_copies`: `deliveries.copies` of it. Slots and places do not count."""
     changes = []
     for part in RESTART + RELOAD:
         reason = "; ".join(_told(getattr(old, part), getattr(new, part)))
@@ -63,8 +65,16 @@ def diff(old: Config, new: Config, max_tools: int | None = None) -> Changes:
     room = tool_room(old) if max_tools is None else max_tools
     if (needed := needed_tools(new)) > room:
         reason = f"a packet may go to {needed} tools, and the rings were made for {room}"
-        changes = [replace(c, action="restart", reason=f"{c.reason}; {reason}".lstrip("; ")) if c.part == "tools" else c for c in changes]
+        changes = [_restart(c, reason) if c.part == "tools" else c for c in changes]
+    made = copies(old) if max_copies is None else max_copies
+    if (wanted := copies(new)) > made:
+        reason = f"{wanted} tools and maps change bytes of packets, and the rings were made for {made}"
+        changes = [_restart(c, reason) if c.part == "tools" else c for c in changes]
     return Changes(tuple(changes))
+
+
+def _restart(change: Change, reason: str) -> Change:
+    return replace(change, action="restart", reason=f"{change.reason}; {reason}".lstrip("; "))
 
 
 def _action(part: str) -> Action:
@@ -76,7 +86,7 @@ def _told(old: Any, new: Any) -> Iterable[str]:
     if isinstance(old, tuple) and any(isinstance(item, PolicyTest) for item in old + new):
         yield from _named(*({f"[{n}]": test for n, test in enumerate(tests)} for tests in (old, new)))
     elif isinstance(old, tuple) and any(is_dataclass(item) for item in old + new):
-        before, after = ({item.name: replace(item, slot=0) for item in items} for items in (old, new))
+        before, after = ({item.name: _unplaced(item) for item in items} for items in (old, new))
         yield from _named(before, after)
         if old and list(before) != list(after) and before.keys() == after.keys():
             yield "in another order"
@@ -86,6 +96,10 @@ def _told(old: Any, new: Any) -> Iterable[str]:
         yield from _fields(old, new)
     elif old != new:
         yield f"{_shown(old)} -> {_shown(new)}"
+
+
+def _unplaced(item: Any) -> Any:
+    return replace(item, slot=0) if hasattr(item, "slot") else item
 
 
 def _named(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:

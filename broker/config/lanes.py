@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import zlib
 
+from broker.config.deliveries import copies
 from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
-HEADER_BYTES = 64
-"""Room for the outer header of a frame: IPv6 (40) + UDP (8) + GRE with checksum, key and sequence number (16)."""
+HEADER_BYTES = 80
+"""Room for the outer header of a frame. The longest has 68: IPv6 40, GRE with its sequence number 8, ERSPAN III with its subheader 20."""
+
+SEGMENT_FRAMES = 512
+"""More frames in a block, for super-frames that are cut: the bytes of a block in segments of 512."""
 
 BLOCK_FRAMES = 16_384
-"""Frames a block has room for at most: with `HEADER_BYTES` 1.4 MiB a block. With more tools a block takes fewer packets instead."""
+"""Frames a block has room for at most: with `HEADER_BYTES` 1.7 MiB a block. With more tools a block takes fewer packets instead."""
 
 
 def lanes(config: Config) -> tuple[Lane, ...]:
@@ -40,10 +44,11 @@ def _fanout_group(node: str, live: Input, taken: set[int]) -> int:
 
 
 def reachable_tools(config: Config, lane: Lane) -> frozenset[str]:
-    """The tools that a packet of `lane` can go to, by the maps of its inputs and by the collector."""
+    """The tools that a packet of `lane` can go to, by the maps of its inputs and by the collector; for a group that shares, its name."""
     names = {i.name for i in lane.inputs}
     by_maps = {tool for m in config.maps if not m.inputs or names & set(m.inputs) for tool in m.to}
-    return frozenset(by_maps | set(config.collector))
+    members = {g.name: g.members for g in config.groups if g.mode == "replicate"}
+    return frozenset(tool for name in by_maps | set(config.collector) for tool in members.get(name, (name,)))
 
 
 def needed_tools(config: Config) -> int:
@@ -67,9 +72,10 @@ def geometry(config: Config, lane: Lane) -> Geometry:
     return Geometry(
         n_blocks=config.ring.blocks,
         max_packets=max_packets,
-        max_frames=max_packets * room,
-        header_bytes=max_packets * room * HEADER_BYTES,
+        max_frames=max_packets * room + SEGMENT_FRAMES,
+        header_bytes=(max_packets * room + SEGMENT_FRAMES) * HEADER_BYTES,
         data_bytes=config.ring.block_bytes + RECORD_BYTES,
+        shaped_bytes=copies(config) * (config.ring.block_bytes + RECORD_BYTES),
         n_filter=config.stages.filter,
         n_encapsulate=config.stages.encapsulate,
         n_send=config.stages.send,

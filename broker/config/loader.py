@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.config import packet, schema
+from broker.config import packet, schema, shaping
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
 from broker.config.messages import told
@@ -64,6 +65,7 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         node=whole.node,
         inputs=tuple(_input(name, value, directory, _key(document, "inputs", name)) for name, value in whole.inputs.items()),
         tools=tuple(_tool(name, value, directory, _key(document, "tools", name)) for name, value in whole.tools.items()),
+        groups=tuple(shaping.group(name, value, _key(document, "groups", name)) for name, value in whole.groups.items()),
         maps=tuple(_map(n, value, document) for n, value in enumerate(whole.maps)),
         sets={name: tuple(entries) for name, entries in whole.sets.items()},
         collector=tuple(whole.collector),
@@ -91,10 +93,13 @@ def _input(name: str, value: schema.AfPacketInput | schema.PcapInput | schema.Tu
 
 
 def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str, place: Place) -> Tool:
+    made = Tool(name, shape=shaping.shape(value), super_frames=value.super_frames, segment_bytes=value.segment_bytes, place=place)
     if isinstance(value, schema.TunnelTool):
-        return Tool(name, tunnel=Tunnel(**value.tunnel.model_dump()), place=place)
+        health = shaping.health(value.health)
+        tunnel = Tunnel(**value.tunnel.model_dump())
+        return replace(made, tunnel=tunnel, receiver=value.receiver, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
     file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
-    return Tool(name, file=os.path.join(directory, file), place=place)
+    return replace(made, file=os.path.join(directory, file))
 
 
 def _map(number: int, value: schema.MapPart, document: Document) -> Map:
@@ -104,7 +109,7 @@ def _map(number: int, value: schema.MapPart, document: Document) -> Map:
         place = document.inside(("maps", number, "rules", r, action), 0)
         rules.append(Rule("pass" if action == "pass" else "drop", rule[action], place))
     place = document.place(("maps", number))
-    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined, place=place)
+    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined, shaping.shape(value), place=place)
 
 
 def _test(number: int, value: schema.TestPart, document: Document, first_input: str) -> PolicyTest:

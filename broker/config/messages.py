@@ -8,8 +8,10 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from broker.config.document import Document, Error, Path, dotted
+from broker.config.parts import Part, written_fields
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Part, Whole, written_fields
+from broker.config.schema import SECTIONS, TAGGED, Whole
+from broker.config.shaping import NESTED, RemotePart
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -67,15 +69,18 @@ def _written(document: Document, location: tuple[str | int, ...]) -> tuple[Path,
 
 
 def _part(path: Path, tags: list[str]) -> type[Part]:
+    """What the mapping at `path` is made into."""
+    if path and path[-1] in NESTED:
+        return NESTED[str(path[-1])]
     if tags:
         return TAGGED[tags[-1]]
     return SECTIONS.get(str(path[0]), Whole) if path else Whole
 
 
 def _keys(path: Path, tags: list[str]) -> list[str]:
-    """The keys that may stand where the last step of `path` stands."""
-    part = _part(path, tags) if len(path) > 1 else Whole
-    return list(written_fields(part))
+    """The keys that may stand where the last step of `path` stands; those of shapes, which many parts have, come last."""
+    part = _part(path[:-1], tags) if len(path) > 1 else Whole
+    return sorted(written_fields(part), key=lambda key: key in RemotePart.model_fields)
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:

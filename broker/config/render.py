@@ -9,7 +9,8 @@ import yaml
 
 from broker.config.document import Text
 from broker.config.packet import parse_fields
-from broker.core.model import Config, Input, PolicyTest, Tool, Tunnel
+from broker.config.tunnels import TUNNELS
+from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -34,6 +35,7 @@ def render(config: Config) -> str:
         "node": config.node,
         "inputs": {i.name: _input(i) for i in config.inputs},
         "tools": {t.name: _tool(t) for t in config.tools},
+        **({"groups": {g.name: _group(g) for g in config.groups}} if config.groups else {}),
         "sets": {name: [_entry(entry) for entry in entries] for name, entries in config.sets.items()},
         "maps": [
             {
@@ -42,6 +44,7 @@ def render(config: Config) -> str:
                 "rules": [{rule.action: rule.expression} for rule in m.rules],
                 "to": list(m.to),
                 "undetermined": m.undetermined,
+                **_shape(m.shape),
             }
             for m in config.maps
         ],
@@ -68,12 +71,47 @@ def _input(value: Input) -> dict[str, Any]:
 
 
 def _tool(value: Tool) -> dict[str, Any]:
-    return {"kind": "pcap", "file": value.file} if value.tunnel is None else {"tunnel": _tunnel(value.tunnel)}
+    shaped = _shape(value.shape) | {"super_frames": value.super_frames, "segment_bytes": value.segment_bytes}
+    if value.tunnel is None:
+        return {"kind": "pcap", "file": value.file, **shaped}
+    mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
+    health = {"health": _said(value.health)} if value.health else {}
+    receiver = {"receiver": value.receiver} if value.receiver else {}
+    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+
+
+def _said(value: Any) -> dict[str, Any]:
+    """The fields of a part that has plain ones only."""
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(value).items() if item or key in ("by", "kind")}
+
+
+def _shape(value: Shape) -> dict[str, Any]:
+    """What is not as it is without a word."""
+    found: dict[str, Any] = {key: _said(part) for key in ("sample", "dedup") if (part := getattr(value, key))}
+    found |= {"strip": list(value.strip)} if value.strip else {}
+    found |= {"push_vlan": value.push_vlan} if value.push_vlan is not None else {}
+    if value.mask:
+        found |= {"mask": [_mask(m) for m in value.mask], "mask_checksums": value.mask_checksums}
+    found |= {"slice_after": value.slice_after} if value.slice_after else {}
+    found |= {"slice_bytes": value.slice_bytes} if value.slice_bytes else {}
+    return found | ({"limit": _said(value.limit)} if value.limit else {})
+
+
+def _mask(value: Mask) -> str | dict[str, Any]:
+    if value.what in ("payload", "cards") and not (value.at or value.n_bytes):
+        return value.what
+    return {"from": value.what, "at": value.at, "bytes": value.n_bytes}
+
+
+def _group(value: Group) -> dict[str, Any]:
+    weights = {"weights": dict(zip(value.members, value.weights, strict=True))} if value.weights else {}
+    return {"members": list(value.members), "mode": value.mode, "balance": value.balance, "of": value.of, **weights}
 
 
 def _tunnel(value: Tunnel) -> dict[str, Any]:
-    only_udp = () if value.kind == "gre-udp" else ("port", "source_port")
-    return {key: item for key, item in asdict(value).items() if item not in (None, "") and key not in only_udp}
+    """The keys that its kind has."""
+    said = {key: getattr(value, key) for key in TUNNELS[value.kind].model_fields}
+    return {key: value.udp_port if key == "port" else item for key, item in said.items() if item not in (None, "")}
 
 
 def _test(value: PolicyTest) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from broker.config.document import Path, Text
 from broker.config.policy.sets import read_element
+from broker.core.model import TunnelKind
 
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*(?:_[0-9]+)*)")
 _HEXADECIMAL = re.compile(r"0x[0-9A-Fa-f]+(?:_[0-9A-Fa-f]+)*")
@@ -277,11 +278,11 @@ def _ports(word: str) -> str:
     return "-".join(map(str, ports))
 
 
-def one_or_many(value: Any) -> Any:
-    """A single word where a list of them is meant."""
+def one_or_many(value: Any, *, mappings: bool = False) -> Any:
+    """A single word, or a single mapping, where a list of them is meant."""
     if value is None:
         raise Wrong("found nothing, expected a list")
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) or (mappings and isinstance(value, dict)) else value
 
 
 def rule(value: Any) -> dict[str, str]:
@@ -325,6 +326,6 @@ def tool(value: Any) -> Any:
         raise Wrong("a tool has a tunnel or is a file (kind: pcap), not both; leave one out", ("kind",))
     if "tunnel" not in value and "kind" not in value:
         raise Wrong("neither tunnel nor kind, expected tunnel: {kind: gre, ...} or kind: pcap")
-    if "kind" in value and value["kind"] in ("gre", "gre-udp"):
+    if "kind" in value and value["kind"] in get_args(TunnelKind):
         raise Wrong(f"'{value['kind']}' is the kind of a tunnel, expected tunnel: {{kind: {value['kind']}, ...}}", ("kind",))
     return value if "tunnel" in value else kind_of(value, ("pcap",))

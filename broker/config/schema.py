@@ -10,60 +10,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
-from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from broker.config import packet, scalars
+from broker.config.parts import (
+    INTERFACE,
+    NAME,
+    TRUTH,
+    Names,
+    OneOrMany,
+    Parsed,
+    Part,
+    choice,
+    defaults,
+    kind,
+    power_of_two,
+    tagged_kind,
+    text,
+    whole,
+)
+from broker.config.receivers import RECEIVERS, refusals
+from broker.config.shaping import GroupPart, ReceiverPart, RemotePart, ShapePart
+from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Parsed:
-    """An annotation: values go through `parse` first; `json` describes what may be written."""
-
-    parse: Callable[[Any], Any]
-    json: dict[str, Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.parse, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return dict(self.json)
-
-
-def whole(low: int, high: int) -> Parsed:
-    number: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
-    # To an editor that reads YAML 1.2 a number like 1_000_000 is text.
-    grouped = {"type": "string", "pattern": "^[1-9][0-9]{0,2}(_[0-9]{3})+$"}
-    return Parsed(partial(scalars.integer, low=low, high=high), {"anyOf": [number, grouped]} if high >= 100_000 else number)
-
-
-def power_of_two(low: int, high: int) -> Parsed:
-    powers = [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
-    return Parsed(partial(scalars.power_of_two, low=low, high=high), {"enum": powers})
-
-
-def choice(*words: str) -> Parsed:
-    return Parsed(partial(scalars.choice, words=words), {"type": "string", "enum": list(words)})
-
-
-def text(parse: Callable[[Any], str], **json: Any) -> Parsed:
-    return Parsed(parse, {"type": "string", **json})
-
-
-def kind(word: str) -> Parsed:
-    return Parsed(str, {"const": word})
-
-
-NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
 FILE = text(scalars.file, minLength=1)
-TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
 NET = text(scalars.net, minLength=1)
 PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
@@ -81,48 +55,17 @@ RULE = Parsed(
 PACKET = Parsed(scalars.packet, packet.json_schema())
 
 
-@dataclass(frozen=True, slots=True)
-class OneOrMany:
-    """An annotation: a list, for which a single word may stand."""
+_INPUT, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Stages, model.RingSizes, model.Config))
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(scalars.one_or_many, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        listed = handler(schema)
-        listed = next((option for option in listed.get("anyOf", ()) if option.get("type") == "array"), listed)
-        return {"anyOf": [listed["items"], listed]}
-
-
-Names = Annotated[list[Annotated[str, NAME]], OneOrMany()]
-
-
-def defaults(cls: type) -> dict[str, Any]:
-    """Of the frozen value that a part becomes: said once, there."""
-    return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
-
-
-_INPUT, _TUNNEL, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Tunnel, model.Stages, model.RingSizes, model.Config))
-
-
-LISTEN_PORTS = {"gre": 0, "vxlan": 4789, "geneve": 6081, "gre-udp": 4754}
-"""What a tunnel input listens to, and its UDP port (RFC 7348, 8926, 8086); 0: it has none."""
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def written_fields(part: type[Part]) -> dict[str, FieldInfo]:
-    """By the key that stands in a document: `from` cannot be a name in Python."""
-    return {field.alias or name: field for name, field in part.model_fields.items()}
+LISTEN_PORTS = {"gre": 0, **model.UDP_PORTS}
+"""What a tunnel input listens to, and its UDP port; 0: it has none."""
 
 
 class AfPacketInput(Part):
     """Live traffic of a network interface (AF_PACKET, TPACKET_V3)."""
 
     kind: Annotated[Literal["afpacket"], kind("afpacket")]
-    interface: Annotated[str, text(scalars.interface, minLength=1, maxLength=15)] = Field(description="the network interface to listen on")
+    interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
     capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
@@ -154,31 +97,6 @@ class PcapInput(Part):
     pace: Annotated[str, PACE] = Field(_INPUT["pace"], description="max, recorded, a factor such as 2x, or packets per second")
 
 
-class GreTunnel(Part):
-    """GRE over IPv4 or IPv6 carrying Ethernet frames (RFC 2784, RFC 2890, protocol type 0x6558)."""
-
-    kind: Annotated[Literal["gre"], kind("gre")]
-    remote: Annotated[str, text(scalars.host)] = Field(description="the address of the receiver")
-    source: Annotated[str, text(scalars.host)] = Field(_TUNNEL["source"], description="our address; by default what the route says")
-    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_TUNNEL["key"], description="GRE key; none by default")
-    sequence: Annotated[bool, TRUTH] = Field(_TUNNEL["sequence"], description="number the packets, so that the receiver can see loss")
-    checksum: Annotated[bool, TRUTH] = Field(_TUNNEL["checksum"], description="GRE checksum over the packet")
-    ttl: Annotated[int, whole(1, 255)] = Field(_TUNNEL["ttl"], description="TTL or hop limit of the outer packet")
-    dscp: Annotated[int, whole(0, 63)] = Field(_TUNNEL["dscp"], description="DSCP of the outer packet")
-
-
-class GreUdpTunnel(GreTunnel):
-    """GRE in UDP (RFC 8086): for where raw sockets or GRE are not allowed."""
-
-    kind: Annotated[Literal["gre-udp"], kind("gre-udp")]  # type: ignore[assignment]
-    port: Annotated[int, whole(1, 65_535)] = Field(_TUNNEL["port"], description="UDP port of the receiver")
-    source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: chosen for us")
-
-
-def tagged_kind(value: Any) -> str:
-    return f"@{value['kind']}" if isinstance(value, dict) else f"@{value.kind}"
-
-
 def tagged_input(value: Any) -> str:
     found = tagged_kind(value)
     return "@tunnel-input" if found == "@tunnel" else found  # there are tools with a tunnel, too
@@ -188,20 +106,20 @@ def tagged_tool(value: Any) -> str:
     return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
 
 
-Tunnel = Annotated[
-    Annotated[GreTunnel, Tag("@gre")] | Annotated[GreUdpTunnel, Tag("@gre-udp")],
-    Discriminator(tagged_kind),
-    BeforeValidator(partial(scalars.kind_of, kinds=("gre", "gre-udp"))),
-]
-
-
-class TunnelTool(Part):
+class TunnelTool(RemotePart):
     """A receiver at the far end of a tunnel."""
 
     tunnel: Tunnel = Field(description="how to get there")
+    receiver: Annotated[str, choice(*RECEIVERS)] = Field("", description="what reads there: what it cannot read is refused")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
+            raise scalars.Wrong(reason, ("tunnel", key))
+        return self
 
 
-class FileTool(Part):
+class FileTool(ReceiverPart):
     """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
 
     kind: Annotated[Literal["pcap"], kind("pcap")]
@@ -209,7 +127,7 @@ class FileTool(Part):
     directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
 
 
-class MapPart(Part):
+class MapPart(ShapePart):
     """Which packets go to which tools: the first rule that matches decides."""
 
     name: Annotated[str, NAME] = Field(description="the name of the map, in counters and messages")
@@ -217,7 +135,7 @@ class MapPart(Part):
     rules: list[Annotated[dict[str, str], RULE]] = Field(
         min_length=1, description="a list of pass and drop rules; what no rule matches is not passed"
     )
-    to: Names = Field([], description="the tools that get what is passed; without, the map only counts")
+    to: Names = Field([], description="the tools and groups that get what is passed; without, the map only counts")
     undetermined: Annotated[Literal["deliver", "drop", "libpcap"], choice("deliver", "drop", "libpcap")] = Field(
         "deliver", description="where a test needs a header that the packet does not show; libpcap: the test fails"
     )
@@ -277,6 +195,9 @@ class Whole(Part):
     tools: dict[Annotated[str, NAME], Tool] = Field(
         min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
     )
+    groups: dict[Annotated[str, NAME], GroupPart] = Field(
+        {}, description="groups by name: tools that share, repeat or stand in for each other"
+    )
     sets: dict[Annotated[str, NAME], list[Annotated[str, ENTRY]]] = Field(
         {}, description="addresses and nets, or ports, for $NAME in expressions"
     )
@@ -293,12 +214,11 @@ TAGGED: dict[str, type[Part]] = {
     "@afpacket": AfPacketInput,
     "@pcap": PcapInput,
     "@tunnel-input": TunnelInput,
-    "@gre": GreTunnel,
-    "@gre-udp": GreUdpTunnel,
+    **{f"@{kind}": part for kind, part in TUNNELS.items()},
     "@tunnel": TunnelTool,
     "@file": FileTool,
 }
-SECTIONS: dict[str, type[Part]] = {"maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 
 def schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Slots by name: the verdict bit of a tool, the number of an input, the row of a map in the counters. Pure.
+"""Slots by name: the verdict bit of a delivery (`deliveries`), the number of an input, the row of a map in the counters. Pure.
 
 A name keeps its slot as long as the pipeline lives, over every reload, and a slot that was ever given to a name is not given to another:
 blocks in the ring still carry the old verdict bits, and the counters are told by slot.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from broker.config.deliveries import deliveries, slot_name, wanted
 from broker.core.errors import ConfigErrors
 from broker.core.layout import INPUTS, MAPS, TOOLS
 from broker.core.model import Config
@@ -19,7 +20,7 @@ class Slots:
     """Name to slot, of every name since the pipeline was started."""
 
     inputs: Mapping[str, int] = field(default_factory=dict)
-    tools: Mapping[str, int] = field(default_factory=dict)
+    tools: Mapping[str, int] = field(default_factory=dict)  # and groups, and both in the shapes of maps
     maps: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -30,7 +31,7 @@ def remember(config: Config, before: Slots = NONE_YET) -> Slots:
     """`before`, and the slots of `config`."""
     return Slots(
         {**before.inputs, **{i.name: i.slot for i in config.inputs}},
-        {**before.tools, **{t.name: t.slot for t in config.tools}},
+        {**before.tools, **{slot_name(config, d): d.slot for d in deliveries(config)}},
         {**before.maps, **{m.name: m.slot for m in config.maps}},
     )
 
@@ -49,7 +50,8 @@ def assign_slots(config: Config, previous: Config | None = None, remembered: Slo
         return {**known, **{name: first + n for n, name in enumerate(new)}}
 
     inputs = given("inputs", (i.name for i in config.inputs), known.inputs, INPUTS)
-    tools = given("tools", (t.name for t in config.tools), known.tools, TOOLS)
+    needed = [(d, slot_name(config, d)) for d in wanted(config)]
+    tools = given("tools", (name for _, name in needed), known.tools, TOOLS)
     maps = given("maps", (m.name for m in config.maps), known.maps, MAPS)
     if errors:
         raise ConfigErrors(errors)
@@ -58,6 +60,7 @@ def assign_slots(config: Config, previous: Config | None = None, remembered: Slo
         inputs=tuple(replace(i, slot=inputs[i.name]) for i in config.inputs),
         tools=tuple(replace(t, slot=tools[t.name]) for t in config.tools),
         maps=tuple(replace(m, slot=maps[m.name]) for m in config.maps),
+        deliveries=tuple(replace(d, slot=tools[name]) for d, name in needed),
     )
 
 

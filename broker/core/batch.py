@@ -22,12 +22,14 @@ class Batch:
     | frames | FRAME[max_frames] | valid below `block["n_frames"][0]` |
     | headers | uint8[header_bytes] | outer headers |
     | data | uint8[data_bytes] | packet bytes and what capture leaves between them; SLACK more follow |
+    | windows | uint8[window_bytes] | what frames point into: data, and from `shaped_from` on what encapsulate makes of packets |
     | *_at | int | address of each, for kernels |
     """
 
     __slots__ = (
         "block", "block_at", "data", "data_at", "data_bytes", "frames", "frames_at", "header_bytes", "headers", "headers_at",
-        "max_frames", "max_packets", "memory", "packets", "packets_at", "seq", "verdicts", "verdicts_at",
+        "max_frames", "max_packets", "memory", "packets", "packets_at", "seq", "shaped_from", "verdicts", "verdicts_at", "window_bytes",
+        "windows",
     )  # fmt: skip
 
     def __init__(self, memory: Bytes, geometry: Geometry) -> None:
@@ -36,6 +38,8 @@ class Batch:
         self.seq = 0  # of the batch in it now; set by the ring before each step
         self.max_packets, self.max_frames = geometry.max_packets, geometry.max_frames
         self.header_bytes, self.data_bytes = geometry.header_bytes, geometry.data_bytes
+        self.shaped_from = o.shaped - o.data
+        self.window_bytes = self.shaped_from + geometry.shaped_bytes if geometry.shaped_bytes else geometry.data_bytes
         base = int(memory.ctypes.data)
         self.block_at = base
         self.packets_at, self.verdicts_at, self.frames_at = base + o.packets, base + o.verdicts, base + o.frames
@@ -50,6 +54,7 @@ class Batch:
         self.frames = rows(o.frames, geometry.max_frames, layout.FRAME)
         self.headers = memory[o.headers : o.headers + geometry.header_bytes]
         self.data = memory[o.data : o.data + geometry.data_bytes]
+        self.windows = memory[o.data : o.data + self.window_bytes]
 
 
 def heap_batch(geometry: Geometry | None = None) -> Batch:

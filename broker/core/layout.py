@@ -2,7 +2,9 @@
 
 A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0600) that every process maps::
 
-    control            PIPELINE header | tool_sequence int64[TOOLS]                     written: supervisor | encapsulate (fetch_add)
+    control            PIPELINE header                                                  written: supervisor
+                       tool_sequence int64[TOOLS]           written: supervisor before the first worker, encapsulate (fetch_add)
+                       tool_state int64[TOOLS], TOOL_*                                  written: supervisor (health)
     lane-0 ...         LANE header | WORKER rows | counters | tickets | blocks          see below
     generation-1 ...   msgpack: the plan that blocks stamped 1 are handled by           written once: supervisor
     policy-1 ...       the compiled policy image of that generation                     written once: supervisor
@@ -27,6 +29,7 @@ A block::
     FRAME[max_frames]                 encapsulate
     headers uint8[header_bytes]       encapsulate
     data    uint8[data_bytes + SLACK] capture
+    shaped  uint8[shaped_bytes + SLACK]  encapsulate: packets that leave otherwise than they came
 
 Single writer per column (``WRITERS``; tests/core/test_single_writer.py checks that a stage changes nothing else), so doing a block
 again is harmless and a worker killed anywhere resumes at its cursor.
@@ -96,6 +99,7 @@ LANE = _row(
     ("max_frames", "<i8"),
     ("header_bytes", "<i8"),
     ("data_bytes", "<i8"),
+    ("shaped_bytes", "<i8"),
     ("n_counters", "<i8"),
     ("n_filter", "<i8"),
     ("n_encapsulate", "<i8"),
@@ -118,6 +122,10 @@ WORKER = _row(
     ("error", "<i8"),  # exit code it chose, 0 none
     ("stop_at", "<i8"),
 )
+
+TOOL_UNASKED, TOOL_ALIVE, TOOL_DEAD = range(3)
+TOOL_STATE_NAMES = ("not asked", "alive", "dead")
+"""Whether a tool answers."""
 
 PROGRESS_BITS = 24  # more than a block has frames
 
@@ -178,7 +186,7 @@ FRAME = np.dtype(
         ("tool", "<u2"),  # slot
         ("header_len", "<u2"),  # 0: bare packet (file tools)
         ("header_at", "<u4"),  # offset in the block's headers
-        ("data_at", "<u4"),  # offset in the block's data
+        ("data_at", "<u4"),  # offset from the block's data on, to which `shaped` belongs
         ("data_len", "<u4"),
         ("wirelen", "<u4"),  # outer header, and what the packet had on the wire: what a capture file says as the original length
         ("share", "<u4"),  # share % n_send is the send worker that takes it: flow hash for tunnels, tool slot for files
@@ -193,20 +201,21 @@ TICKET = _row(9 * LINE, ("seq", "<i8"), ("first", "<i8", (TOOLS,)))
 WRITERS: dict[str, tuple[str, ...]] = {
     "capture": ("seq n_packets data_used generation", "packets", "data"),
     "filter": ("n_wanted", "verdicts"),
-    "encapsulate": ("n_frames headers_used", "frames", "headers"),
+    "encapsulate": ("n_frames headers_used", "frames", "headers", "shaped"),
     "send": ("",),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of one lane. `max_frames` is `max_packets` times the tools one packet can go to, so a block never runs out of frames."""
+    """Sizes of one lane. `max_frames` is `max_packets` times the tools one packet can go to, and more for what is cut into segments."""
 
     n_blocks: int = 8
     max_packets: int = 1024
     max_frames: int = 1024
     header_bytes: int = 1024 * 64
     data_bytes: int = MAX_FRAME_BYTES + RECORD_BYTES
+    shaped_bytes: int = 0
     n_filter: int = 1
     n_encapsulate: int = 1
     n_send: int = 1
@@ -231,6 +240,7 @@ class BlockOffsets:
     frames: int
     headers: int
     data: int
+    shaped: int
     block_bytes: int
 
 
@@ -255,7 +265,9 @@ def block_offsets(g: Geometry) -> BlockOffsets:
     frames = _up(verdicts + g.max_packets * VERDICT.itemsize, LINE)
     headers = _up(frames + g.max_frames * FRAME.itemsize, LINE)
     data = _up(headers + g.header_bytes + SLACK, PAGE)
-    return BlockOffsets(packets, verdicts, frames, headers, data, _up(data + g.data_bytes + SLACK, PAGE))
+    shaped = _up(data + g.data_bytes + SLACK, LINE)
+    end = shaped + g.shaped_bytes + SLACK if g.shaped_bytes else shaped
+    return BlockOffsets(packets, verdicts, frames, headers, data, shaped, _up(end, PAGE))
 
 
 def lane_offsets(g: Geometry, n_counters: int) -> LaneOffsets:

@@ -43,18 +43,131 @@ class Input:
     place: Place | None = field(default=None, compare=False)
 
 
+UDP_PORTS = {"gre-udp": 4754, "vxlan": 4789, "geneve": 6081}
+"""The tunnels that run over UDP, and where their receivers listen unless told otherwise: RFC 8086, RFC 7348, RFC 8926."""
+
+TunnelKind = Literal["gre", "nvgre", "gre-ip", "erspan1", "erspan2", "erspan3", "vxlan", "geneve", "gre-udp"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    kind: Literal["gre", "gre-udp"]
+    """One kind uses some of these; the others keep their defaults."""
+
+    kind: TunnelKind
     remote: str  # an address, IPv4 or IPv6
     source: str = ""  # empty: what the route says
-    key: int | None = None  # RFC 2890, 32 bits
-    sequence: bool = False
-    checksum: bool = False
+    interface: str = ""  # leave through this one; empty: what the route says
     ttl: int = 64
     dscp: int = 0
-    port: int = 4754  # gre-udp, RFC 8086
-    source_port: int = 0  # gre-udp; 0: in files by flow hash (49152..65535), on sockets chosen by the kernel
+    df: bool = False  # never fragmented: what exceeds the path's MTU is refused
+    key: int | None = None  # gre, gre-ip, gre-udp: RFC 2890, 32 bits
+    sequence: bool = False
+    checksum: bool = False
+    vsid: int = 0  # nvgre: RFC 7637, 24 bits
+    flow_id: int | None = None  # nvgre, 8 bits; None: of the flow hash
+    session: int = 0  # erspan2, erspan3: 10 bits
+    vlan: int | None = None  # erspan2, erspan3; None for each of these: what the frame's own tag says
+    cos: int | None = None
+    encapsulation: int | None = None  # erspan2: 0 untagged, 1 ISL, 2 802.1Q, 3 the tag is still in the frame
+    index: int = 0  # erspan2: 20 bits; erspan3: 14 bits (16 with ieee1588) in the subheader
+    granularity: Literal["100us", "100ns", "ieee1588"] = "100ns"  # erspan3: unit of the timestamp
+    subheader: bool = False  # erspan3: 8 bytes more, with the upper half of the timestamp
+    hw_id: int = 0  # erspan3: 6 bits
+    direction: Literal["ingress", "egress"] = "ingress"  # erspan3
+    vni: int = 0  # vxlan, geneve: 24 bits
+    generation: bool = False  # geneve: an option says which generation of the policy the packet was judged by
+    port: int = 0  # of the receiver, see `udp_port`
+    source_port: int = 0  # over UDP; 0: by flow hash (49152..65535)
+    udp_checksum: bool = False  # over UDP in IPv4; over IPv6 there always is one
+
+    @property
+    def udp_port(self) -> int:
+        """Where the receiver listens; 0: not over UDP."""
+        return (self.port or UDP_PORTS[self.kind]) if self.kind in UDP_PORTS else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Bytes that leave overwritten. `what`: payload, cards, or where `at` counts from."""
+
+    what: Literal["payload", "cards", "frame", "l3", "l4"]
+    at: int = 0
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dedup:
+    """Of packets that are alike the first one goes."""
+
+    packets: int = 65_536  # of the window
+    within_ms: int = 50
+    ignore: tuple[str, ...] = ()  # ttl, tos, checksum, vlan, mac
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    one_in: int
+    by: Literal["packet", "flow"] = "flow"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A token bucket; 0: no limit."""
+
+    packets_per_s: int = 0
+    bits_per_s: int = 0
+    burst_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What becomes of packets on their way to a tool, in this order: sampled, told from duplicates, stripped, tagged, masked, sliced,
+    limited."""
+
+    sample: Sample | None = None
+    dedup: Dedup | None = None
+    strip: tuple[str, ...] = ()  # names of STRIPPABLE
+    push_vlan: int | None = None
+    mask: tuple[Mask, ...] = ()
+    mask_checksums: bool = True  # made right again
+    slice_after: Literal["", "l2", "l3", "l4"] = ""
+    slice_bytes: int = 0  # kept, behind `slice_after` if there is one; 0 without one: all
+    limit: Limit | None = None
+
+
+STRIPPABLE = ("vlan", "vntag", "mpls", "gre", "erspan", "vxlan", "geneve", "gtp")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tools that share, repeat or stand in for each other. `members`, `weights`: side by side."""
+
+    name: str
+    members: tuple[str, ...]
+    mode: Literal["share", "replicate", "failover"] = "share"
+    balance: Literal["five-tuple", "three-tuple", "two-tuple"] = "five-tuple"
+    of: Literal["outer", "inner"] = "outer"  # inner: of what a tunnel carries, where there is one
+    weights: tuple[int, ...] = ()  # empty: all alike
+    place: Place | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one verdict bit means: packets to a tool or a group, in the shape that one map asks for or in their own."""
+
+    slot: int
+    to: str
+    map: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a tool is asked whether it is there."""
+
+    kind: Literal["icmp", "tcp", "neighbour"]
+    port: int = 0  # tcp
+    every_ms: int = 200
+    fail_after: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +177,13 @@ class Tool:
     tunnel: Tunnel | None = None  # None: a file of bare frames
     file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
     tap: str = ""  # a tap device that is made, on which the frames come in (tapmesh receive)
+    receiver: str = ""  # what reads at the far end of the tunnel, see `broker/config/receivers.py`
+    shape: Shape = field(default_factory=Shape)
+    super_frames: Literal["whole", "segment"] = "whole"
+    segment_bytes: int = 1500  # the longest IP packet that is not taken for a super-frame
+    oversize: Literal["fragment", "slice", "drop"] = "fragment"
+    mtu_bytes: int = 0  # of the path; 0: what the route says
+    health: Health | None = None
     place: Place | None = field(default=None, compare=False)
 
 
@@ -78,9 +198,10 @@ class Rule:
 class Map:
     name: str
     rules: tuple[Rule, ...]
-    to: tuple[str, ...]  # tools; none: it only counts
+    to: tuple[str, ...]  # tools and groups; none: it only counts
     inputs: tuple[str, ...] = ()  # empty: all
     undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
+    shape: Shape = field(default_factory=Shape)
     slot: int = 0
     place: Place | None = field(default=None, compare=False)
 
@@ -122,8 +243,10 @@ class Config:
     inputs: tuple[Input, ...]
     tools: tuple[Tool, ...]
     maps: tuple[Map, ...]
+    groups: tuple[Group, ...] = ()
+    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    collector: tuple[str, ...] = ()  # tools
+    collector: tuple[str, ...] = ()  # tools and groups
     stages: Stages = field(default_factory=Stages)
     ring: RingSizes = field(default_factory=RingSizes)
     http: str = ""  # address:port of /metrics, /healthz, /readyz; empty: none

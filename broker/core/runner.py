@@ -101,6 +101,7 @@ class Runner:
             tickets_at=memory.tickets_at,
             progress_at=ring.progress_at,
             lanes_total=len(pipeline.lanes),
+            tool_state=pipeline.tool_state,
         )
 
     def _loop(self) -> None:

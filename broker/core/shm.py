@@ -25,7 +25,9 @@ from broker.core.layout import Geometry
 from broker.core.metrics import N_COUNTERS
 
 CONTROL_BYTES = 2 * layout.PAGE
-_GEOMETRY_FIELDS = ("n_blocks", "max_packets", "max_frames", "header_bytes", "data_bytes", "n_filter", "n_encapsulate", "n_send")
+_GEOMETRY_FIELDS = (
+    "n_blocks", "max_packets", "max_frames", "header_bytes", "data_bytes", "shaped_bytes", "n_filter", "n_encapsulate", "n_send",
+)  # fmt: skip
 
 
 def shared_memory_root() -> Path:
@@ -114,6 +116,7 @@ class Pipeline:
     header_at: int
     tool_sequence: NDArray[np.int64]  # [TOOLS]
     tool_sequence_at: int
+    tool_state: NDArray[np.int64]  # [TOOLS]
     lanes: list[LaneMemory]
 
 
@@ -131,10 +134,11 @@ def _checked_header(path: Path, memory: NDArray[np.uint8], dtype: np.dtype[np.vo
 
 def _check_geometry(path: Path, g: Geometry) -> None:
     """Refuse sizes that would send an index out of the file before they are used as such."""
-    limits = {"n_blocks": 1 << 16, "max_packets": 1 << 16, "max_frames": 1 << 22, "header_bytes": 1 << 30, "data_bytes": 1 << 30}
+    limits = {"n_blocks": 1 << 16, "max_packets": 1 << 16, "max_frames": 1 << 22}
+    limits |= dict.fromkeys(("header_bytes", "data_bytes", "shaped_bytes"), 1 << 30)
     for name in _GEOMETRY_FIELDS:
         value = getattr(g, name)
-        if not 1 <= value <= limits.get(name, 1 << 10):
+        if not (0 if name == "shaped_bytes" else 1) <= value <= limits.get(name, 1 << 10):
             raise PipelineError(f"{path}: {name} is {value}: damaged, or not a tapmesh lane")
 
 
@@ -144,8 +148,10 @@ def _control(directory: Path, memory: NDArray[np.uint8], lanes: list[LaneMemory]
     if memory.nbytes != CONTROL_BYTES:
         raise PipelineError(f"{path}: {memory.nbytes} bytes, expected {CONTROL_BYTES}")
     sequence = memory[layout.PAGE : layout.PAGE + 8 * layout.TOOLS].view(np.int64)
+    state = memory[layout.PAGE + 8 * layout.TOOLS :][: 8 * layout.TOOLS].view(np.int64)
     base = int(memory.ctypes.data)
-    return Pipeline(directory.name.removeprefix("tapmesh-"), directory, header, base, sequence, base + layout.PAGE, lanes)
+    name = directory.name.removeprefix("tapmesh-")
+    return Pipeline(name, directory, header, base, sequence, base + layout.PAGE, state, lanes)
 
 
 def bytes_needed(geometries: Sequence[Geometry]) -> int:

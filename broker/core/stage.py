@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.core.batch import Batch
-from broker.core.layout import Geometry
+from broker.core.layout import TOOLS, Geometry
 from broker.core.model import Config, Lane
 
 AGAIN = -1
@@ -45,6 +45,7 @@ class Context:
     tickets_at: int  # TICKET[2 * n_blocks] of this lane
     progress_at: int  # int64 in the worker's row, see layout.WORKER
     lanes_total: int = 1
+    tool_state: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # shared; TOOL_*
 
 
 class Stage(Protocol):

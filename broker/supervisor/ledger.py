@@ -11,17 +11,23 @@ Per tool, in frames (a packet that two tools want is two frames)::
     wanted = delivered + dropped, by reason + in flight
     framed = delivered + refused by send, by reason + in flight behind encapsulate
 
+Wanted is what maps and the collector ask of the tool, in whatever shape, and what groups give it; what several of them ask is wanted once,
+and a super-frame that is cut is wanted as often as it has segments. Per group, in packets::
+
+    wanted = given to members + in flight
+
 What each line is off by is told, never evened out. Drop reasons are the rows of `metrics` named ``dropped_*``; nothing here knows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from broker.config.deliveries import group_of, tool_of
 from broker.core import metrics
 from broker.core.layout import STAGES
 from broker.core.metrics import COUNTERS, WIDTH, index
@@ -79,6 +85,16 @@ class ToolLedger:
 
 
 @dataclass(frozen=True)
+class GroupLedger:
+    group: str
+    wanted_packets: int
+    shared_packets: int
+    dropped: dict[str, int]
+    in_flight_packets: int
+    off_by: int
+
+
+@dataclass(frozen=True)
 class Totals:
     """All lanes together, in packets. Their fates add up to what was received when the ledger closes."""
 
@@ -100,6 +116,7 @@ class Ledger:
     inputs: tuple[InputLedger, ...]
     maps: tuple[MapLedger, ...]
     tools: tuple[ToolLedger, ...]
+    groups: tuple[GroupLedger, ...]
     judged_off_by: int  # packets judged, less those with a counted fate
 
     @property
@@ -141,6 +158,9 @@ class Ledger:
                 words.append(f"tool {tool.tool}: {_off(tool.off_by, 'frames')} between wanted and delivered or dropped")
             elif tool.framed_off_by:
                 words.append(f"tool {tool.tool}: {_off(tool.framed_off_by, 'frames')} between encapsulate and send")
+        words += [
+            f"group {group.group}: {_off(group.off_by, 'packets')} between wanted and shared" for group in self.groups if group.off_by
+        ]
         return words
 
     def as_json(self, *, rules: bool = True) -> dict[str, Any]:
@@ -195,6 +215,16 @@ class Ledger:
                 }
                 for t in self.tools
             },
+            "groups": {
+                g.group: {
+                    "wanted_packets": g.wanted_packets,
+                    "shared_packets": g.shared_packets,
+                    "dropped_packets": g.dropped,
+                    "in_flight_packets": g.in_flight_packets,
+                    "off_by": g.off_by,
+                }
+                for g in self.groups
+            },
         }
 
 
@@ -218,7 +248,8 @@ def balance(snapshot: Snapshot) -> Ledger:
         lanes,
         tuple(_input(totals["capture"], name, slot) for slot, name in _slots(snapshot, totals, "input")),
         tuple(_map(totals["filter"], name, slot, of_map.get(name, [])) for slot, name in _slots(snapshot, totals, "map")),
-        tuple(_tool(snapshot, totals, name, slot) for slot, name in _slots(snapshot, totals, "tool")),
+        tuple(_tool(snapshot, totals, name, slots) for name, slots in _deliveries(snapshot, totals, tool_of).items()),
+        tuple(_group(snapshot, totals, name, slots) for name, slots in _deliveries(snapshot, totals, group_of).items()),
         judged - fates,
     )
 
@@ -303,15 +334,29 @@ def _map(judge: Counts, name: str, slot: int, rules: list[RuleCount]) -> MapLedg
     return MapLedger(name, tuple(rules), *(_scalar(judge, "filter", f"map_{row}", slot) for row in rows))
 
 
-def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slot: int) -> ToolLedger:
-    wanted = _scalar(totals["filter"], "filter", "wanted_frames", slot)
-    framed = _scalar(totals["encapsulate"], "encapsulate", "framed_frames", slot)
+def _deliveries(snapshot: Snapshot, totals: dict[str, Counts], owner: Callable[[str], str]) -> dict[str, list[int]]:
+    """The slots of each tool or group: its own, and those of the shapes of maps."""
+    found: dict[str, list[int]] = {}
+    for slot, name in _slots(snapshot, totals, "tool"):
+        if owner(name):
+            found.setdefault(owner(name), []).append(slot)
+    return found
+
+
+def _summed(row: Counts, stage: str, name: str, slots: list[int]) -> int:
+    return sum(_scalar(row, stage, name, slot) for slot in slots)
+
+
+def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slots: list[int]) -> ToolLedger:
+    framing = totals["encapsulate"]
+    given, merged, framed = (_summed(framing, "encapsulate", f"{row}_frames", slots) for row in ("given", "merged", "framed"))
+    wanted = _summed(totals["filter"], "filter", "wanted_frames", slots) + given - merged
     delivered, n_bytes, repeated = (
-        _scalar(totals["send"], "send", row, slot) for row in ("delivered_frames", "delivered_bytes", "repeated_frames")
+        _summed(totals["send"], "send", row, slots) for row in ("delivered_frames", "delivered_bytes", "repeated_frames")
     )
-    unframed = sum(int(lane.unframed[slot]) for lane in snapshot.lanes)
-    unsent = sum(int(lane.unsent[slot]) for lane in snapshot.lanes)
-    not_framed, refused = (_drops(totals[stage], stage, "tool", slot) for stage in ("encapsulate", "send"))
+    unframed = sum(int(lane.unframed[slots].sum()) for lane in snapshot.lanes)
+    unsent = sum(int(lane.unsent[slots].sum()) for lane in snapshot.lanes)
+    not_framed, refused = (_drops_of(totals[stage], stage, slots) for stage in ("encapsulate", "send"))
     dropped = not_framed | refused
     return ToolLedger(
         name,
@@ -324,3 +369,20 @@ def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slot: int) -
         framed - delivered - sum(refused.values()) - unsent,
         repeated,
     )
+
+
+def _group(snapshot: Snapshot, totals: dict[str, Counts], name: str, slots: list[int]) -> GroupLedger:
+    merged = _summed(totals["encapsulate"], "encapsulate", "merged_frames", slots)
+    wanted = _summed(totals["filter"], "filter", "wanted_frames", slots) - merged
+    shared = _summed(totals["encapsulate"], "encapsulate", "shared_packets", slots)
+    unframed = sum(int(lane.unframed[slots].sum()) for lane in snapshot.lanes)
+    dropped = {reason: n for reason, n in _drops_of(totals["encapsulate"], "encapsulate", slots).items() if n}
+    return GroupLedger(name, wanted, shared, dropped, unframed, wanted - shared - sum(dropped.values()) - unframed)
+
+
+def _drops_of(row: Counts, stage: str, slots: list[int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for slot in slots:
+        for reason, n in _drops(row, stage, "tool", slot).items():
+            found[reason] = found.get(reason, 0) + n
+    return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.config.deliveries import deliveries, slot_name, tool_of
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.layout import TOOLS, Geometry
@@ -52,7 +53,7 @@ def names_of(config: Config, before: Names | None = None) -> Names:
     return Names(
         {**before.inputs, **{i.slot: i.name for i in config.inputs}},
         {**before.maps, **{m.slot: m.name for m in config.maps}},
-        {**before.tools, **{t.slot: t.name for t in config.tools}},
+        {**before.tools, **{d.slot: slot_name(config, d) for d in deliveries(config)}},
     )
 
 
@@ -91,6 +92,14 @@ class Snapshot:
     lanes: tuple[LaneSnapshot, ...]
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
     senders: tuple[Sender, ...] = ()  # of tunnel inputs
+    tool_state: Counts = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # TOOL_*
+
+    @property
+    def alive(self) -> dict[str, bool]:
+        """Of the tools that are asked whether they are there, in the order of their slots."""
+        known = {layout.TOOL_ALIVE: True, layout.TOOL_DEAD: False}
+        states = ((name, int(self.tool_state[slot])) for slot, name in sorted(self.names.tools.items()) if tool_of(name) == name)
+        return {name: known[state] for name, state in states if state in known}
 
     def workers(self, kind: str) -> list[WorkerSnapshot]:
         return [w for lane in self.lanes for w in lane.workers if w.id.kind == kind]
@@ -109,8 +118,9 @@ class Reader:
         """PipelineError when a table of senders is damaged, or, with `rules`, a file of a generation is missing or damaged."""
         lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
+        counted = self._rules.take() if rules else ()
         senders = tuple(read_senders(self.pipeline.directory, len(lanes)))
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, self._rules.take() if rules else (), senders)
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, self.pipeline.tool_state.copy())
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

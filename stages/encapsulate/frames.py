@@ -2,6 +2,9 @@
 
 `numbers`, int64[TOOLS], is private: `list_frames` leaves the number of frames of each tool in it, `tickets.take_tickets` turns that into
 the number of the first, and `headers.write_headers` counts on.
+
+What is to be done with packets on their way is in the ROUTE that leads to a tool; one with nothing to do is served here, the others by
+`shaped.add_shaped`.
 """
 
 from __future__ import annotations
@@ -9,104 +12,159 @@ from __future__ import annotations
 from broker.core import layout
 from broker.core.layout import TOOLS
 from broker.core.metrics import index
-from stages.encapsulate import templates
-from stages.encapsulate.templates import SHARE_BY_TOOL
+from stages.encapsulate.group_hash import bucket_of
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
+from stages.encapsulate.plan import (
+    BLOCK,
+    COUNTERS,
+    DAMAGED,
+    DATA,
+    DATA_BYTES,
+    GIVEN,
+    HEADERS_USED,
+    LAST_HEADER,
+    MAX_PACKETS,
+    MERGED,
+    N_FRAMES,
+    NO_ROOM,
+    NO_TOOL,
+    NOT_IP,
+    NUMBERS,
+    PACKET_BYTES,
+    PACKET_CAPLEN,
+    PACKET_DATA_AT,
+    PACKET_WIRELEN,
+    PACKETS,
+    ROUTE_BYTES,
+    ROUTES,
+    SHAPED_USED,
+    SHARED,
+    TEMPLATE_BYTES,
+    TEMPLATE_HEADER_LEN,
+    TEMPLATE_KNOWN,
+    TEMPLATE_MAX_DATA,
+    TEMPLATE_PATCHES,
+    TEMPLATES,
+    TOO_LONG,
+    VERDICT_BITS,
+    VERDICT_BYTES,
+    VERDICT_FLOW,
+    VERDICTS,
+    WAY_BYTES,
+    WAYS,
+    add_frame,
+    count,
+    has_room,
+    original_length,
+)
+from stages.encapsulate.shaped import add_shaped
+from stages.encapsulate.ways import ROUTE, WAY, WAY_ALL, WAY_NONE, WAY_SHARE
+from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
-from stages.memory import add64, load32, load64, shift_right, store16, store32, store64, trailing_zeros
+from stages.memory import add64, load8, load32, load64, shift_right, store64, trailing_zeros
 
 assert layout.BLOCK.fields is not None
-assert layout.PACKET.fields is not None
-assert layout.VERDICT.fields is not None
-assert layout.FRAME.fields is not None
-assert templates.TEMPLATE.fields is not None
+assert WAY.fields is not None
+assert ROUTE.fields is not None
 
 _N_PACKETS, _N_FRAMES, _HEADERS_USED = (layout.BLOCK.fields[f][1] for f in ("n_packets", "n_frames", "headers_used"))
-
-_PACKET_BYTES = layout.PACKET.itemsize
-_PACKET_DATA_AT, _PACKET_CAPLEN, _PACKET_WIRELEN = (layout.PACKET.fields[f][1] for f in ("data_at", "caplen", "wirelen"))
-
-_VERDICT_BYTES = layout.VERDICT.itemsize
-_VERDICT_BITS, _VERDICT_FLOW = (layout.VERDICT.fields[f][1] for f in ("verdict", "flow"))
-
-_FRAME_BYTES = layout.FRAME.itemsize
-_FRAME_PACKET, _FRAME_TOOL, _FRAME_HEADER_LEN, _FRAME_HEADER_AT, _FRAME_DATA_AT, _FRAME_DATA_LEN, _FRAME_SHARE, _FRAME_WIRELEN = (
-    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share", "wirelen")
-)
-
-_TEMPLATE_BYTES = templates.TEMPLATE.itemsize
-_KNOWN, _HEADER_LEN, _PATCHES, _MAX_DATA_LEN = (templates.TEMPLATE.fields[f][1] for f in ("known", "header_len", "patches", "max_data_len"))
-
-_FRAMED_FRAMES, _FRAMED_BYTES, _TOO_LONG, _NO_ROOM, _NO_TOOL, _DAMAGED = (
-    index("encapsulate", name)
-    for name in ("framed_frames", "framed_bytes", "dropped_too_long", "dropped_no_room", "dropped_no_tool", "dropped_damaged_packet")
-)
+_KIND, _FIRST, _N, _BEFORE, _BUCKETS = (WAY.fields[f][1] for f in ("kind", "first", "n", "before", "buckets_at"))
+_TOOL, _PLAIN, _ALIVE = (ROUTE.fields[f][1] for f in ("tool", "plain", "alive"))
+_FRAMED_FRAMES = index("encapsulate", "framed_frames")
 
 
 @kernel
-def list_frames(
-    block_at: int,
-    packets_at: int,
-    verdicts_at: int,
-    frames_at: int,
-    max_packets: int,
-    max_frames: int,
-    header_bytes: int,
-    data_bytes: int,
-    templates_at: int,
-    numbers_at: int,
-    counters_at: int,
-) -> int:
-    """Write a FRAME row for each set verdict bit that can be served, in packet order, tools in slot order; count the others by reason.
+def _add_plain(plan: int, p: int, tool: int, flow: int) -> None:
+    packet = load64(plan + PACKETS) + p * PACKET_BYTES
+    data_at, data_len, wirelen = load32(packet + PACKET_DATA_AT), load32(packet + PACKET_CAPLEN), load32(packet + PACKET_WIRELEN)
+    template = load64(plan + TEMPLATES) + tool * TEMPLATE_BYTES
+    header_len = load32(template + TEMPLATE_HEADER_LEN)
+    skip = find_ip(load64(plan + DATA) + data_at, data_len) if load32(template + TEMPLATE_PATCHES) & WINDOW_IP else 0
+    if skip < 0:
+        count(plan, tool, NOT_IP)
+        return
+    data_at, data_len, wirelen = data_at + skip, data_len - skip, max(0, wirelen - skip)
+    if data_len > load32(template + TEMPLATE_MAX_DATA):
+        count(plan, tool, TOO_LONG)
+    elif not has_room(plan, header_len):
+        count(plan, tool, NO_ROOM)
+    else:
+        share = tool if load32(template + TEMPLATE_PATCHES) & SHARE_BY_TOOL else flow
+        add_frame(plan, p, tool, share, header_len, data_at, data_len, original_length(wirelen, data_len, header_len))
+
+
+@kernel
+def _follow(plan: int, route: int, p: int, flow: int, taken: int) -> int:
+    """Serve the tool at the end, if it is not in `taken`, the tools that this packet has gone to already; returns these and it."""
+    tool = load64(route + _TOOL)
+    if taken >> tool & 1:
+        count(plan, tool, MERGED)
+        return taken
+    packet = load64(plan + PACKETS) + p * PACKET_BYTES
+    if load32(load64(plan + TEMPLATES) + tool * TEMPLATE_BYTES + TEMPLATE_KNOWN) == 0:
+        count(plan, tool, NO_TOOL)
+    elif load32(packet + PACKET_DATA_AT) + load32(packet + PACKET_CAPLEN) > load64(plan + DATA_BYTES):
+        count(plan, tool, DAMAGED)
+    elif load64(route + _PLAIN):
+        _add_plain(plan, p, tool, flow)
+    else:
+        add_shaped(plan, route, p, flow)
+    return taken | 1 << tool
+
+
+@kernel
+def _share(plan: int, way: int, slot: int, p: int, flow: int, taken: int) -> int:
+    """Give the packet to the members of a group whose turn it is."""
+    counters, routes = load64(plan + COUNTERS), load64(plan + ROUTES) + load64(way + _FIRST) * ROUTE_BYTES
+    count(plan, slot, SHARED)
+    if load64(way + _KIND) == WAY_SHARE:
+        member = min(load8(load64(way + _BUCKETS) + bucket_of(plan, way, p, flow)), load64(way + _N) - 1)
+        route = routes + member * ROUTE_BYTES
+        add64(counters + 8 * load64(route + _TOOL) + GIVEN, 1)
+        return _follow(plan, route, p, flow, taken)
+    for member in range(load64(way + _N)):
+        route = routes + member * ROUTE_BYTES
+        if load64(route + _ALIVE):
+            add64(counters + 8 * load64(route + _TOOL) + GIVEN, 1)
+            taken = _follow(plan, route, p, flow, taken)
+    return taken
+
+
+@kernel
+def list_frames(plan: int) -> int:
+    """Write the FRAME rows of the block, in packet order, those of a packet in slot order; count what cannot be served by reason.
 
     Returns the number of frames; the block gets it too, with the header bytes they need. `numbers` gets the frames of each tool.
     """
-    n_packets = min(max(load64(block_at + _N_PACKETS), 0), max_packets)
-    n_frames = 0
-    headers_used = 0
+    block, numbers, counters = load64(plan + BLOCK), load64(plan + NUMBERS), load64(plan + COUNTERS)
+    verdicts, ways, routes = load64(plan + VERDICTS), load64(plan + WAYS), load64(plan + ROUTES)
+    n_packets = min(max(load64(block + _N_PACKETS), 0), load64(plan + MAX_PACKETS))
+    for field in (N_FRAMES, HEADERS_USED, SHAPED_USED, LAST_HEADER):
+        store64(plan + field, 0)
     for tool in range(TOOLS):
-        store64(numbers_at + 8 * tool, 0)
+        store64(numbers + 8 * tool, 0)
     for p in range(n_packets):
-        verdict = verdicts_at + p * _VERDICT_BYTES
-        bits = load64(verdict + _VERDICT_BITS)
-        if bits == 0:
+        verdict = verdicts + p * VERDICT_BYTES
+        wanted = load64(verdict + VERDICT_BITS)
+        if wanted == 0:
             continue
-        packet = packets_at + p * _PACKET_BYTES
-        data_at = load32(packet + _PACKET_DATA_AT)
-        data_len = load32(packet + _PACKET_CAPLEN)
-        tool = -1
+        flow, bits, slot, taken = load32(verdict + VERDICT_FLOW), wanted, -1, 0
         while bits != 0:
             step = trailing_zeros(bits)
-            tool += step + 1
+            slot += step + 1
             bits = shift_right(shift_right(bits, step), 1)  # by 64 at once would be undefined
-            counters = counters_at + 8 * tool
-            template = templates_at + tool * _TEMPLATE_BYTES
-            header_len = load32(template + _HEADER_LEN)
-            if load32(template + _KNOWN) == 0:
-                add64(counters + 8 * _NO_TOOL, 1)
-            elif data_at + data_len > data_bytes:
-                add64(counters + 8 * _DAMAGED, 1)
-            elif data_len > load32(template + _MAX_DATA_LEN):
-                add64(counters + 8 * _TOO_LONG, 1)
-            elif n_frames == max_frames or headers_used + header_len > header_bytes:
-                add64(counters + 8 * _NO_ROOM, 1)
+            way = ways + slot * WAY_BYTES
+            kind = load64(way + _KIND)
+            if kind == WAY_NONE:
+                count(plan, slot, NO_TOOL)
+            elif wanted & load64(way + _BEFORE):
+                count(plan, slot, MERGED)
+            elif kind in (WAY_SHARE, WAY_ALL):
+                taken = _share(plan, way, slot, p, flow, taken)
             else:
-                frame = frames_at + n_frames * _FRAME_BYTES
-                share = tool if load32(template + _PATCHES) & SHARE_BY_TOOL else load32(verdict + _VERDICT_FLOW)
-                store32(frame + _FRAME_PACKET, p)
-                store16(frame + _FRAME_TOOL, tool)
-                store16(frame + _FRAME_HEADER_LEN, header_len)
-                store32(frame + _FRAME_HEADER_AT, headers_used)
-                store32(frame + _FRAME_DATA_AT, data_at)
-                store32(frame + _FRAME_DATA_LEN, data_len)
-                store32(frame + _FRAME_SHARE, share)
-                wirelen = load32(packet + _PACKET_WIRELEN)  # bare, it stays as it was read, even where a file says less than it holds
-                store32(frame + _FRAME_WIRELEN, header_len + (max(wirelen, data_len) if header_len else wirelen))
-                add64(numbers_at + 8 * tool, 1)
-                add64(counters + 8 * _FRAMED_BYTES, header_len + data_len)
-                n_frames += 1
-                headers_used += header_len
+                taken = _follow(plan, routes + load64(way + _FIRST) * ROUTE_BYTES, p, flow, taken)
     for tool in range(TOOLS):
-        add64(counters_at + 8 * (_FRAMED_FRAMES + tool), load64(numbers_at + 8 * tool))
-    store64(block_at + _N_FRAMES, n_frames)
-    store64(block_at + _HEADERS_USED, headers_used)
-    return n_frames
+        add64(counters + 8 * (_FRAMED_FRAMES + tool), load64(numbers + 8 * tool))
+    store64(block + _N_FRAMES, load64(plan + N_FRAMES))
+    store64(block + _HEADERS_USED, load64(plan + HEADERS_USED))
+    return load64(plan + N_FRAMES)

@@ -1,9 +1,10 @@
 """Encapsulate: one frame for each tool that wants a packet, with its outer header.
 
-Reads   packets, verdicts, data (checksums only); the tickets of the block before.
+Reads   packets, verdicts, data (checksums, IP headers and VLAN tags only); the tickets of the block before.
 Writes  frames, headers, ``n_frames``, ``headers_used``; its own ticket; the tools' sequence numbers.
 Options tools: tunnel and its parameters (`templates.py`, also for how to add a tunnel).
-Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_no_room, dropped_no_tool, dropped_damaged_packet.
+Counts  per tool: framed_frames, framed_bytes, dropped_too_long, dropped_not_ip, dropped_no_room, dropped_no_tool,
+        dropped_damaged_packet.
 
 Frames lie in packet order, those of one packet in slot order. Each frame of a tunnel has a number: the GRE sequence number is its low
 32 bits (the first is 0, RFC 2890 section 2.2), the IPv4 identification its low 16. Numbers are consecutive in ring order whatever the
@@ -15,26 +16,32 @@ number of workers, because block b takes its own only after block b - 1:
 | row of b - 1 is there, row of b is not | its turn | takes numbers, writes the row |
 | row of b is there | this worker died after taking them | uses them again: same bytes |
 
-A reload leaves them going on; a pipeline made anew begins at 0.
+A reload leaves them going on, a restart of the broker too (`broker/supervisor/numbers.py`); a replay begins at 0.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from broker.core import layout
 from broker.core.batch import Batch
+from broker.core.metrics import index
 from broker.core.stage import AGAIN, Context, Generation
 from stages.encapsulate.frames import list_frames
 from stages.encapsulate.headers import write_headers
+from stages.encapsulate.paths import Paths
+from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
 from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
+from stages.encapsulate.ways import Ways
+
+_EVICTED = index("encapsulate", "dedup_evicted")
 
 
 class Encapsulate:
-    """Stateless but for the tables of its generation."""
+    """Its tables are those of the generation; what it remembers of traffic (duplicates, limits) is private and lost with the worker."""
 
     KIND: ClassVar[str] = "encapsulate"
 
@@ -42,25 +49,68 @@ class Encapsulate:
         self._context = context
         self._ticket_rows = 2 * context.geometry.n_blocks
         self._numbers = np.zeros(layout.TOOLS, np.int64)
-        self._numbers_at = int(self._numbers.ctypes.data)
+        self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
         self._templates = np.zeros(layout.TOOLS, TEMPLATE)
-        self._templates_at = int(self._templates.ctypes.data)
+        self._plan = np.zeros(1, PLAN)
+        self._plan_at = int(self._plan.ctypes.data)
+        for name, array in (("numbers", self._numbers), ("scratch", self._scratch), ("templates", self._templates)):
+            self._plan[f"{name}_at"] = array.ctypes.data
+        self._plan["counters_at"] = context.counters_at
+        self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
-        self._templates[:] = make_templates(generation.config.tools)
+        self._templates[:] = make_templates(generation.config.tools, generation.number)
+        self._ways = ways = Ways(generation.config, self._ways)
+        self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
+        self._paths = Paths(generation.config.tools)
+        self._state = b""
+        self._look()
+
+    def _look(self) -> None:
+        """What has changed of the tools and of the way to them."""
+        assert self._ways is not None
+        state = self._context.tool_state.tobytes()
+        if state != self._state:
+            self._state = state
+            self._ways.mark_alive((np.frombuffer(state, np.int64) != layout.TOOL_DEAD).tolist())
+        for slot, mtu in self._paths.changed():
+            self._ways.set_mtu(slot, mtu)
 
     def step(self, batch: Batch) -> int:
         """Returns the number of packets looked at, or AGAIN while it is not this block's turn to take numbers."""
         context, seq = self._context, batch.seq
         if not tickets_reached(context.tickets_at, self._ticket_rows, seq):
             return AGAIN
-        n_frames = list_frames(
-            batch.block_at, batch.packets_at, batch.verdicts_at, batch.frames_at, batch.max_packets, batch.max_frames,
-            batch.header_bytes, batch.data_bytes, self._templates_at, self._numbers_at, context.counters_at,
-        )  # fmt: skip
-        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
-        write_headers(batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.verdicts_at, self._templates_at, self._numbers_at)
+        self._look()
+        self._fill(batch)
+        n_frames = list_frames(self._plan_at)
+        numbers_at = int(self._numbers.ctypes.data)
+        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, numbers_at)
+        write_headers(
+            batch.frames_at,
+            n_frames,
+            batch.headers_at,
+            batch.data_at,
+            batch.packets_at,
+            batch.verdicts_at,
+            int(self._templates.ctypes.data),
+            numbers_at,
+        )
+        self._count_evicted()
         return max(0, int(batch.block["n_packets"][0]))
+
+    def _count_evicted(self) -> None:
+        assert self._ways is not None
+        for slot, n in self._ways.evicted():
+            self._context.counters[_EVICTED + slot] += n
+
+    def _fill(self, batch: Batch) -> None:
+        plan: Any = self._plan[0]
+        plan["block_at"], plan["packets_at"], plan["verdicts_at"] = batch.block_at, batch.packets_at, batch.verdicts_at
+        plan["frames_at"], plan["headers_at"], plan["data_at"] = batch.frames_at, batch.headers_at, batch.data_at
+        plan["max_packets"], plan["max_frames"], plan["header_bytes"] = batch.max_packets, batch.max_frames, batch.header_bytes
+        plan["data_bytes"], plan["shaped_from"], plan["window_bytes"] = batch.data_bytes, batch.shaped_from, batch.window_bytes
+        plan["seq"] = batch.seq
 
     def close(self) -> None:
         pass

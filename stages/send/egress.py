@@ -121,7 +121,7 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew.
+    Events: tool_opened, tool_one_port, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew.
     """
 
     def __init__(self, log: Any, tool: Tool) -> None:

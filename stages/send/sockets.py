@@ -1,16 +1,21 @@
-"""Tunnels to the wire over sockets: raw IP for GRE, UDP for GRE-in-UDP. The kernel writes the outer IP header (and the UDP header).
+"""Tunnels to the wire over sockets. The kernel writes the outer IP header.
 
-| kind | socket | sent from | needs |
+| tunnel | socket | sent from | needs |
 |---|---|---|---|
-| gre | SOCK_RAW, IPPROTO_GRE | the GRE header on | CAP_NET_RAW |
-| gre-udp | SOCK_DGRAM | the GRE header on | - |
+| over GRE: gre, nvgre, gre-ip, erspan1-3 | SOCK_RAW, IPPROTO_GRE | the GRE header on | CAP_NET_RAW |
+| over UDP: gre-udp, vxlan, geneve | SOCK_RAW, IPPROTO_UDP | the UDP header on, its source port by flow hash | CAP_NET_RAW |
+| the same with `source_port`, or without CAP_NET_RAW | SOCK_DGRAM | what follows the UDP header | - |
 
-Both are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer than the path's MTU
-are fragmented by the kernel (IP_PMTUDISC_DONT). Nothing is received: a filter that takes no packet keeps answers from piling up.
+A UDP socket has one port of its own, so a receiver that spreads by ports gets everything on one core: without CAP_NET_RAW that is told once
+(`tool_one_port`). All are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer
+than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT); with `df` they are refused (EMSGSIZE), also by what ICMP has taught
+about the path. IPv6 flow labels are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
 
 IP_RECVERR is on, because without it Linux takes a frame that its own queue has dropped for sent (udp_send_skb, raw_sendmsg: ENOBUFS becomes
-0). The price is a queue of ICMP reports, which is emptied after each block that had some. What a queue like fq_codel drops *later*, to
-make room, is told to nobody; ``tc -s qdisc`` shows it.
+0). The price is a queue of ICMP reports, which is emptied. A UDP socket hands out what came last at its next send (`kernels.send_frames`),
+so its queue is read after a block that had such a send; a raw socket never does, so its queue is looked into after each block. A raw UDP
+socket also gets the reports about whatever else this host sends to the same address over UDP: those that quote another port are not
+counted. What a queue like fq_codel drops *later*, to make room, is told to nobody; ``tc -s qdisc`` shows it.
 
 | state | becomes | when |
 |---|---|---|
@@ -22,6 +27,7 @@ make room, is told to nobody; ``tc -s qdisc`` shows it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -46,41 +52,52 @@ MOST_REPORTS = 8  # read after a block
 
 _IPPROTO_GRE = 47
 # linux/in.h, linux/in6.h, asm-generic/socket.h: names that Python lacks
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_DO = 10, 23, 0, 2
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-_SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 26, 32
+_IPV6_CHECKSUM, _IPV6_AUTOFLOWLABEL = 7, 70
+_SO_NO_CHECK, _SO_BINDTODEVICE, _SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 11, 25, 26, 32
 _MSG_ERRQUEUE = 0x2000
+_ORIGIN_LOCAL = 1  # linux/errqueue.h: our own host refused it, which the send has said
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 
 _IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
 _UDP_HEADER = 8
+_UDP_CHECKSUM_AT = 6
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 OpenSocket = Callable[[Tunnel], socket.socket]
 
 
 def open_socket(tunnel: Tunnel) -> socket.socket:
-    """A connected socket that takes what follows the outer headers. OSError, as the kernel puts it."""
+    """A connected socket that takes what follows the headers which the kernel writes. OSError, as the kernel puts it."""
     family = _family(tunnel)
-    raw = tunnel.kind == "gre"
-    opened = (
-        socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _IPPROTO_GRE)
-        if raw
-        else socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    )
+    opened = _made(family, tunnel)
+    raw = opened.type == socket.SOCK_RAW
     try:
         _take_nothing(opened)
         _set_buffers(opened)
         _set_header(opened, family, tunnel)
+        if tunnel.interface:
+            opened.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, tunnel.interface.encode())
         if tunnel.source or tunnel.source_port:
             if tunnel.source_port:  # every worker of every lane sends from this port
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             opened.bind(_end(tunnel.source or ("0.0.0.0" if family == socket.AF_INET else "::"), 0 if raw else tunnel.source_port))
-        opened.connect(_end(tunnel.remote, 0 if raw else tunnel.port))
+        opened.connect(_end(tunnel.remote, 0 if raw else tunnel.udp_port))
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def _made(family: socket.AddressFamily, tunnel: Tunnel) -> socket.socket:
+    raw = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    if not tunnel.udp_port:
+        return socket.socket(family, raw, _IPPROTO_GRE)
+    if not tunnel.source_port:
+        with contextlib.suppress(PermissionError):
+            return socket.socket(family, raw, socket.IPPROTO_UDP)
+    return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
 
 def _family(tunnel: Tunnel) -> socket.AddressFamily:
@@ -107,30 +124,31 @@ def _set_buffers(opened: socket.socket) -> None:
 
 
 def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
-    if family == socket.AF_INET:
-        level, options = (
-            socket.IPPROTO_IP,
-            (
-                (socket.IP_TTL, tunnel.ttl),
-                (socket.IP_MULTICAST_TTL, tunnel.ttl),
-                (socket.IP_TOS, tunnel.dscp << 2),
-                (_IP_MTU_DISCOVER, _PMTUDISC_DONT),
-                (_IP_RECVERR, 1),
-            ),
-        )
+    v4, raw = family == socket.AF_INET, opened.type == socket.SOCK_RAW
+    fragment = _PMTUDISC_DO if tunnel.df else _PMTUDISC_DONT
+    if v4:
+        options = [
+            (socket.IP_TTL, tunnel.ttl),
+            (socket.IP_MULTICAST_TTL, tunnel.ttl),
+            (socket.IP_TOS, tunnel.dscp << 2),
+            (_IP_MTU_DISCOVER, fragment),
+            (_IP_RECVERR, 1),
+        ]
     else:
-        level, options = (
-            socket.IPPROTO_IPV6,
-            (
-                (socket.IPV6_UNICAST_HOPS, tunnel.ttl),
-                (socket.IPV6_MULTICAST_HOPS, tunnel.ttl),
-                (socket.IPV6_TCLASS, tunnel.dscp << 2),
-                (_IPV6_MTU_DISCOVER, _PMTUDISC_DONT),
-                (_IPV6_RECVERR, 1),
-            ),
-        )
+        options = [
+            (socket.IPV6_UNICAST_HOPS, tunnel.ttl),
+            (socket.IPV6_MULTICAST_HOPS, tunnel.ttl),
+            (socket.IPV6_TCLASS, tunnel.dscp << 2),
+            (_IPV6_MTU_DISCOVER, fragment),
+            (_IPV6_RECVERR, 1),
+            (_IPV6_AUTOFLOWLABEL, 0),
+        ]
+        if raw and tunnel.udp_port:  # the kernel computes it: it knows the addresses
+            options.append((_IPV6_CHECKSUM, _UDP_CHECKSUM_AT))
     for option, value in options:
-        opened.setsockopt(level, option, value)
+        opened.setsockopt(socket.IPPROTO_IP if v4 else socket.IPPROTO_IPV6, option, value)
+    if v4 and not raw and not tunnel.udp_checksum:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
 
 
 class SocketEgress:
@@ -142,7 +160,8 @@ class SocketEgress:
         assert tool.tunnel is not None
         self.tool = tool
         self._tunnel = tool.tunnel
-        self._skip = _IP_HEADER[_family(tool.tunnel)] + (_UDP_HEADER if tool.tunnel.kind == "gre-udp" else 0)
+        self._raw = False
+        self._skip = 0  # bytes of each header that the kernel writes
         self._counters = context.counters[tool.slot :]
         self._counters_at = context.counters_at + 8 * tool.slot
         self._scratch = scratch
@@ -161,9 +180,14 @@ class SocketEgress:
         except OSError as error:
             self._fail(error.errno or 0, OPENING, "tool_down")
             return False
+        self._raw = self._socket.type == socket.SOCK_RAW
+        one_port = not self._raw and bool(self._tunnel.udp_port)
+        self._skip = _IP_HEADER[_family(self._tunnel)] + (_UDP_HEADER if one_port else 0)
         self._poller = select.poll()
         self._poller.register(self._socket, select.POLLOUT)
         self._notices.info("tool_opened", remote=self._tunnel.remote, kind=self._tunnel.kind)
+        if one_port and not self._tunnel.source_port:
+            self._notices.warn("tool_one_port", "raw sockets need CAP_NET_RAW", remote=self._tunnel.remote)
         return True
 
     def _fail(self, number: int, reasons: Any, event: str) -> None:
@@ -185,7 +209,7 @@ class SocketEgress:
         unheard = int(self._counters[UNHEARD])
         self._hand_over(n_rows)
         self._failures = int(scratch.job["failures"][0])
-        if self._counters[UNHEARD] != unheard:
+        if self._raw or self._counters[UNHEARD] != unheard:
             self._read_reports()
 
     def _hand_over(self, n_rows: int) -> None:
@@ -219,13 +243,22 @@ class SocketEgress:
         """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h)."""
         if self._socket is None:
             return
+        heard = 0
         for _ in range(MOST_REPORTS):
             try:
-                _, ancillary, _, _ = self._socket.recvmsg(0, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                quoted, ancillary, _, _ = self._socket.recvmsg(512, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
             except OSError:  # no more; or the pending error itself, which this call has taken
-                return
+                break
             for _, _, report in ancillary:
-                self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), remote=self._tunnel.remote)
+                if report[4] != _ORIGIN_LOCAL and self._is_ours(quoted):
+                    heard += 1
+                    self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), remote=self._tunnel.remote)
+        if self._raw and heard:
+            self._counters[UNHEARD] += 1
+
+    def _is_ours(self, quoted: bytes) -> bool:
+        """`quoted`: the packet that a message is about, from its UDP or GRE header on."""
+        return not (self._raw and self._tunnel.udp_port) or quoted[2:4] == self._tunnel.udp_port.to_bytes(2, "big")
 
     def _wait(self, number: int, limit_ns: int) -> None:
         self._read_reports()  # poll would return at once as long as there is one

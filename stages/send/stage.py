@@ -79,7 +79,7 @@ class Send:
         """Deliver or count every frame of this worker. Returns the number of packets in the block."""
         context = self._context
         kernels.sort_frames(
-            batch.block_at, batch.frames_at, batch.max_packets, batch.max_frames, batch.header_bytes, batch.data_bytes,
+            batch.block_at, batch.frames_at, batch.max_packets, batch.max_frames, batch.header_bytes, batch.window_bytes,
             context.worker, context.n_workers, self._mine_at, self._rows_at, self._counts_at, context.counters_at,
         )  # fmt: skip
         counts, ends = self._counts.tolist()

@@ -22,41 +22,52 @@ import socket
 import struct
 from typing import Any
 
+import numpy as np
+
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.model import Tool
 from broker.core.stage import Context
 from stages.jit import kernel
-from stages.memory import add64, load32, load64, store64
+from stages.memory import add64, load16, load32, load64, store64
 from stages.send import kernels
 from stages.send.egress import DELIVERED_BYTES, DELIVERED_FRAMES, OPENING, OTHER, SENDING, Notices, Retry, Scratch
-from stages.send.libc import errno_location, write
+from stages.send.libc import errno_location, writev
 
 _TUN, _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = "/dev/net/tun", 0x4004_54CA, 0x0002, 0x1000  # linux/if_tun.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_NOARP = 0x8913, 0x8914, 0x1, 0x80
 _EINTR = errno.EINTR
 
 assert layout.FRAME.fields is not None
-_FRAME_BYTES, _DATA_AT, _DATA_LEN = layout.FRAME.itemsize, layout.FRAME.fields["data_at"][1], layout.FRAME.fields["data_len"][1]
+_FRAME_BYTES = layout.FRAME.itemsize
+_HEADER_AT, _HEADER_LEN, _DATA_AT, _DATA_LEN = (layout.FRAME.fields[f][1] for f in ("header_at", "header_len", "data_at", "data_len"))
 
 
 @kernel
 def write_frames(
-    fd: int, frames_at: int, data_at: int, rows_at: int, n_rows: int, reasons_at: int, counters_at: int, progress_at: int, progress: int
+    fd: int, block_at: int, rows_at: int, n_rows: int, vectors_at: int, reasons_at: int, counters_at: int, progress_at: int, progress: int
 ) -> int:
     """Write the frames of `rows` (uint32[n_rows]) one by one; each is delivered or counted by its errno (`reasons`, as for sockets).
-    Returns the last errno; 0: all were taken."""
+    Returns the last errno; 0: all were taken.
+
+    `block_at`: int64[3], where FRAME, headers and data lie; `vectors_at`: room for two iovecs.
+    """
+    frames_at, headers_at, data_at = load64(block_at), load64(block_at + 8), load64(block_at + 16)
     last = 0
     for k in range(n_rows):
         frame = frames_at + load32(rows_at + 4 * k) * _FRAME_BYTES
-        n_bytes = load32(frame + _DATA_LEN)
+        header_len, data_len = load16(frame + _HEADER_LEN), load32(frame + _DATA_LEN)
+        store64(vectors_at, headers_at + load32(frame + _HEADER_AT))
+        store64(vectors_at + 8, header_len)
+        store64(vectors_at + 16, data_at + load32(frame + _DATA_AT))
+        store64(vectors_at + 24, data_len)
         store64(progress_at, max(load64(progress_at), progress + k + 1))
         number = _EINTR
         while number == _EINTR:
-            number = 0 if int(write(fd, data_at + load32(frame + _DATA_AT), n_bytes)) >= 0 else load32(errno_location())
+            number = 0 if int(writev(fd, vectors_at, 2)) >= 0 else load32(errno_location())
         if number == 0:
             add64(counters_at + 8 * DELIVERED_FRAMES, 1)
-            add64(counters_at + 8 * DELIVERED_BYTES, n_bytes)
+            add64(counters_at + 8 * DELIVERED_BYTES, header_len + data_len)
         else:
             last = number
             add64(counters_at + 8 * (load64(reasons_at + 8 * number) if number < kernels.N_REASONS else OTHER), 1)
@@ -76,6 +87,7 @@ class TapEgress:
         self._reasons_at = int(SENDING.ctypes.data)
         self._notices = Notices(log, tool)
         self._retry = Retry()
+        self._block, self._vectors = np.zeros(3, np.int64), np.zeros(4, np.int64)
         self._fd = -1
         self._down = 0  # the counter of frames that come while it is not open
         self._open()
@@ -96,17 +108,11 @@ class TapEgress:
         if self._fd < 0 and not (self._retry.due() and self._open()):
             self._counters[self._down] += n_rows
             return
+        self._block[:] = batch.frames_at, batch.headers_at, batch.data_at
         number = write_frames(
-            self._fd,
-            batch.frames_at,
-            batch.data_at,
-            rows_at,
-            n_rows,
-            self._reasons_at,
-            self._counters_at,
-            self._scratch.progress_at,
-            progress,
-        )
+            self._fd, int(self._block.ctypes.data), rows_at, n_rows, int(self._vectors.ctypes.data), self._reasons_at, self._counters_at,
+            self._scratch.progress_at, progress,
+        )  # fmt: skip
         if number:
             self._notices.warn("tool_refused", os.strerror(number), tap=self.tool.tap)
 

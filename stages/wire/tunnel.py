@@ -30,6 +30,9 @@ from stages.wire.headers import (
     ETH_ARP,
     ETH_IP,
     ETH_IP6,
+    ETH_MPLS,
+    ETH_MPLS_MULTICAST,
+    ETH_PPP,
     ETH_QINQ,
     ETH_QINQ_OLD,
     ETH_VLAN,
@@ -45,7 +48,7 @@ KIND_BITS = 8
 NO_ID, ID_CUT = -1, -2
 MAX_LABELS = 16
 
-_ETH_MPLS, _ETH_MPLS_MULTICAST, _ETH_ETHERNET, _ETH_ERSPAN, _ETH_ERSPAN3, _ETH_PPP = 0x8847, 0x8848, 0x6558, 0x88BE, 0x22EB, 0x880B
+_ETH_ETHERNET, _ETH_ERSPAN, _ETH_ERSPAN3 = 0x6558, 0x88BE, 0x22EB
 _IN_IP, _IN_IP6, _IN_GRE = 4, 41, 47
 _UDP_PORT, _UDP_BYTES = 2, 8
 _PORT_VXLAN, _PORT_VXLAN_GPE, _PORT_GENEVE, _PORT_GTP, _PORT_GRE, _PORT_MPLS = 4789, 4790, 6081, 2152, 4754, 6635
@@ -115,7 +118,7 @@ def tunnel_of(ethertype: int, l3: int, frame: int, caplen: int) -> int:
                 return UNKNOWN
             ethertype = load_be16(frame + l3 + 2)
             l3 += TAG_BYTES
-    if ethertype in (_ETH_MPLS, _ETH_MPLS_MULTICAST):
+    if ethertype in (ETH_MPLS, ETH_MPLS_MULTICAST):
         return _found(MPLS_TUNNEL, l3)
     if ethertype not in (ETH_IP, ETH_IP6):
         return NOT_THERE
@@ -165,7 +168,7 @@ def id_of(kind: int, at: int, frame: int, caplen: int) -> int:
         return NO_ID
     flags = load_be16(frame + at)
     if kind == GRE:
-        if flags & _GRE_KEY == 0 or load_be16(frame + at + _GRE_TYPE) == _ETH_PPP:  # PPTP has a length and a call there
+        if flags & _GRE_KEY == 0 or load_be16(frame + at + _GRE_TYPE) == ETH_PPP:  # PPTP has a length and a call there
             return NO_ID
         return _word(at + _GRE_BYTES + (4 if flags & (_GRE_CHECKSUM | _GRE_ROUTING) else 0), frame, caplen)
     if load_be16(frame + at + _GRE_TYPE) == _ETH_ERSPAN and flags & _GRE_SEQUENCE == 0:
@@ -258,7 +261,7 @@ def _in_gtp(at: int, frame: int, caplen: int) -> int:
 
 @kernel
 def _is_known_type(ethertype: int) -> bool:
-    return ethertype in (ETH_IP, ETH_IP6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_QINQ_OLD, _ETH_MPLS, _ETH_MPLS_MULTICAST)
+    return ethertype in (ETH_IP, ETH_IP6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_QINQ_OLD, ETH_MPLS, ETH_MPLS_MULTICAST)
 
 
 @kernel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from broker.config.packet import build, fields_text
@@ -49,21 +51,48 @@ def policy_tests(draw: st.DrawFn, inputs: list[str], tools: list[str], maps: lis
     )
 
 
+def _bits(n: int) -> st.SearchStrategy[int]:
+    return st.integers(0, (1 << n) - 1)
+
+
+_GRE = {"key": st.none() | _bits(32), "sequence": st.booleans(), "checksum": st.booleans()}
+_UDP = {"port": st.integers(1, 65535), "source_port": _bits(16)}
+_ERSPAN = {"session": _bits(10), "vlan": st.none() | _bits(12), "cos": st.none() | _bits(3)}
+_ERSPAN_3 = {**_ERSPAN, "hw_id": _bits(6), "direction": st.sampled_from(["ingress", "egress"])}
+_COARSE = st.sampled_from(["100us", "100ns"])
+
+TUNNEL_KEYS: list[tuple[str, dict[str, st.SearchStrategy[Any]]]] = [
+    ("gre", _GRE),
+    ("gre-ip", _GRE),
+    ("gre-udp", {**_GRE, **_UDP}),
+    ("nvgre", {"vsid": _bits(24), "flow_id": st.none() | _bits(8)}),
+    ("erspan1", {}),
+    ("erspan2", {**_ERSPAN, "encapsulation": st.none() | _bits(2), "index": _bits(20)}),
+    ("erspan3", {**_ERSPAN_3, "granularity": _COARSE}),
+    ("erspan3", {**_ERSPAN_3, "granularity": _COARSE, "subheader": st.just(True), "index": _bits(14)}),
+    ("erspan3", {**_ERSPAN_3, "granularity": st.just("ieee1588"), "subheader": st.just(True), "index": _bits(16)}),
+    ("vxlan", {**_UDP, "vni": _bits(24)}),
+    ("geneve", {**_UDP, "vni": _bits(24), "generation": st.booleans()}),
+]
+
+
 @st.composite
 def tunnels(draw: st.DrawFn) -> Tunnel:
+    """Without an index of ERSPAN III where the subheader is not there: that is a mistake."""
     family = draw(st.sampled_from([v4, v6]))
-    kind = draw(st.sampled_from(["gre", "gre-udp"]))
-    udp = {"port": draw(st.integers(1, 65535)), "source_port": draw(st.integers(0, 65535))} if kind == "gre-udp" else {}
+    kind, own = draw(st.sampled_from(TUNNEL_KEYS))
+    source = draw(st.just("") | family)
+    checksum = {"udp_checksum": draw(st.booleans())} if "port" in own and (source or family is v6) else {}
     return Tunnel(
-        kind=kind,
+        kind=kind,  # type: ignore[arg-type]
         remote=draw(family),
-        source=draw(st.just("") | family),
-        key=draw(st.none() | st.integers(0, 2**32 - 1)),
-        sequence=draw(st.booleans()),
-        checksum=draw(st.booleans()),
+        source=source,
+        interface=draw(st.sampled_from(["", "ens192", "vlan.7"])),
         ttl=draw(st.integers(1, 255)),
         dscp=draw(st.integers(0, 63)),
-        **udp,
+        df=draw(st.booleans()),
+        **checksum,
+        **{key: draw(value) for key, value in own.items()},
     )
 
 
@@ -108,7 +137,7 @@ def configs(draw: st.DrawFn) -> Config:
             inputs.append(Input(name, "pcap", files=tuple(files(draw(st.integers(1, 3)), "in")), pace=pace))
     tool_names = some(1)
     tools = [
-        Tool(name, tunnel=draw(tunnels())) if draw(st.booleans()) else Tool(name, file=file)
+        Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"]))) if draw(st.booleans()) else Tool(name, file=file)
         for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
     ]
     to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)

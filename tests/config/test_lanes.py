@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
-from broker.config.lanes import BLOCK_FRAMES, HEADER_BYTES, geometry, lanes, needed_tools, reachable_tools, tool_room
+from broker.config.lanes import BLOCK_FRAMES, HEADER_BYTES, SEGMENT_FRAMES, geometry, lanes, needed_tools, reachable_tools, tool_room
 from broker.core import layout
 from broker.core.model import Config, Input, Map, RingSizes, Rule, Stages, Tool
 from tests.config.strategies import configs
@@ -52,7 +52,8 @@ def test_a_block_has_frames_for_every_packet_and_tool_and_room_for_more() -> Non
         made = config("eth0", n_tools=n_tools)
         g = geometry(made, lanes(made)[0])
         assert tool_room(made) == room
-        assert (g.max_packets, g.max_frames, g.header_bytes) == (max_packets, max_packets * room, max_packets * room * HEADER_BYTES)
+        n_frames = max_packets * room + SEGMENT_FRAMES
+        assert (g.max_packets, g.max_frames, g.header_bytes) == (max_packets, n_frames, n_frames * HEADER_BYTES)
         assert (g.n_blocks, g.n_filter, g.n_encapsulate, g.n_send, g.data_bytes) == (
             16,
             2,
@@ -64,7 +65,7 @@ def test_a_block_has_frames_for_every_packet_and_tool_and_room_for_more() -> Non
 
 def test_large_blocks_are_bounded_too() -> None:
     made = config("eth0", n_tools=8, block_packets=16_384)
-    assert geometry(made, lanes(made)[0]).max_frames <= BLOCK_FRAMES
+    assert geometry(made, lanes(made)[0]).max_frames - SEGMENT_FRAMES <= BLOCK_FRAMES
     assert geometry(made, lanes(made)[0]).max_packets == BLOCK_FRAMES // 12
 
 
@@ -85,5 +86,5 @@ def test_no_packet_can_need_more_frames_than_a_block_has(made: Config) -> None:
     for lane in lanes(made):
         g = geometry(made, lane)
         assert g.max_packets >= 1
-        assert g.max_packets * len(reachable_tools(made, lane)) <= g.max_frames <= BLOCK_FRAMES
+        assert g.max_packets * len(reachable_tools(made, lane)) <= g.max_frames - SEGMENT_FRAMES <= BLOCK_FRAMES
         assert g.max_packets <= made.ring.block_packets

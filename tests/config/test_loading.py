@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from broker.config import load_config, parse_config, render
 from broker.config.document import read_document
 from broker.config.packet import build
-from broker.config.schema import Part, Whole, schema_text
+from broker.config.parts import Part
+from broker.config.schema import Whole, schema_text
 from broker.core import model
 from broker.core.errors import ConfigErrors, PipelineError
 from broker.core.model import Config, Place

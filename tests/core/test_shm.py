@@ -52,11 +52,11 @@ def test_nothing_is_left_after_removal(pipeline: Pipeline, name: str) -> None:
     [
         ("control", 0, b"garbage!", "not a tapmesh segment"),
         ("lane-0", 0, b"\0" * 8, "not a tapmesh segment"),
-        ("lane-0", 8, (99).to_bytes(8, "little"), "layout version 99, here 2"),
+        ("lane-0", 8, (99).to_bytes(8, "little"), "layout version 99, here 3"),
         ("lane-0", 24, (1 << 40).to_bytes(8, "little"), "n_blocks is 1099511627776: damaged"),
         ("lane-0", 24, (0).to_bytes(8, "little"), "n_blocks is 0: damaged"),
         ("lane-0", 24, (2).to_bytes(8, "little"), "bytes, expected"),
-        ("lane-0", 64, (3).to_bytes(8, "little"), r"another version of tapmesh \(3 counters"),
+        ("lane-0", 72, (3).to_bytes(8, "little"), r"another version of tapmesh \(3 counters"),
     ],
 )
 def test_a_damaged_or_foreign_segment_is_refused_in_words(

@@ -22,7 +22,7 @@ from stages.send import libc
 from stages.send.egress import SENDING
 from stages.send.stage import Send
 
-SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 64, data_bytes=layout.MAX_FRAME_BYTES)
+SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 80, data_bytes=layout.MAX_FRAME_BYTES)
 NOON_NS = 1_700_000_000_123_456_789
 
 
@@ -99,7 +99,7 @@ def frames(batch: Batch) -> list[tuple[int, int, bytes, bytes]]:
     found = []
     for row in batch.frames[: int(batch.block["n_frames"][0])]:
         header = batch.headers[int(row["header_at"]) : int(row["header_at"]) + int(row["header_len"])].tobytes()
-        window = batch.data[int(row["data_at"]) : int(row["data_at"]) + int(row["data_len"])].tobytes()
+        window = batch.windows[int(row["data_at"]) : int(row["data_at"]) + int(row["data_len"])].tobytes()
         found.append((int(row["packet"]), int(row["tool"]), header, window))
     return found
 
@@ -126,11 +126,12 @@ def allow_arrays(*arrays: np.ndarray, slack: int = 0) -> None:
 
 def allow_batch(batch: Batch) -> None:
     allow_arrays(batch.block, batch.packets, batch.verdicts, batch.frames)
-    allow_arrays(batch.headers, batch.data, slack=layout.SLACK)
+    allow_arrays(batch.headers, batch.windows, slack=layout.SLACK)
 
 
 def allow_encapsulate(stage: Encapsulate, s: Surroundings) -> None:
-    allow_arrays(s.counters, s.tickets, s.sequences, stage._numbers, stage._templates)
+    assert stage._ways is not None
+    allow_arrays(s.counters, s.tickets, s.sequences, stage._numbers, stage._templates, stage._plan, stage._scratch, *stage._ways.arrays)
 
 
 def encapsulate(batch: Batch, *tools: Tool) -> None:

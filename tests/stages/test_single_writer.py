@@ -24,7 +24,7 @@ inputs:
   file: {{kind: pcap, file: {capture}}}
 tools:
   ids: {{tunnel: {{kind: gre-udp, remote: 127.0.0.1, port: 9, key: 7, sequence: true}}}}
-  all: {{kind: pcap, file: {out}}}
+  all: {{kind: pcap, file: {out}, mask: payload, strip: vlan, super_frames: segment}}
 maps:
   - {{name: web, rules: [{{pass: "tcp port 443 or udp"}}], to: [ids, all]}}
   - {{name: rest, rules: [{{drop: arp}}, {{pass: "ip or ip6"}}], to: [all]}}
@@ -46,6 +46,7 @@ def allowed(batch: Batch, kind: str) -> np.ndarray:
         "frames": (batch.frames_at, batch.frames.nbytes),
         "headers": (batch.headers_at, batch.headers.nbytes + layout.SLACK),
         "data": (batch.data_at, batch.data.nbytes + layout.SLACK),
+        "shaped": (batch.data_at + batch.shaped_from, batch.window_bytes - batch.shaped_from + layout.SLACK),
     }
     for part in parts:
         at, size = spans[part]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.config import deliveries
 from broker.config.policy import image
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.fields import MAX_TERMS, Term, is_predicate, terms
@@ -73,14 +74,13 @@ def build_policy(config: Config) -> Policy:
 
 def _add_program(builder: Builder, config: Config, program: Program, maps: tuple[range, ...], unguarded: set[Test]) -> None:
     head = builder.header[0]
-    tool = {t.name: 1 << t.slot for t in config.tools}
     slot = {i.name: i.slot for i in config.inputs}
     for row, m, rules in zip(builder.maps, config.maps, maps, strict=True):
         row["first_rule"], row["n_rules"] = rules.start, len(rules)
         row["inputs"] = _signed(_seen_inputs(m, slot)) if m.inputs else -1
-        row["tools"] = _signed(sum(tool[name] for name in set(m.to)))
+        row["tools"] = _signed(deliveries.bits(config, m))
         row["slot"], row["mode"] = m.slot, _MODES[m.undetermined]
-    head["collector"] = _signed(sum(tool[name] for name in set(config.collector)))
+    head["collector"] = _signed(deliveries.bits(config))
     table, code = program.tables(builder)
     predicates = [row for test, row in program.tests.items() if is_predicate(test) or test in unguarded]
     table["predicate"][predicates] = np.arange(len(predicates))

@@ -15,7 +15,19 @@ from broker.core.model import Tool
 from broker.core.stage import AGAIN
 from stages import memory
 from stages.encapsulate.stage import Encapsulate
-from tests.stages.delivery import SMALL, Surroundings, allow_batch, fill, frames, generation, gre_tool, new_batch, payload, small
+from tests.stages.delivery import (
+    SMALL,
+    Surroundings,
+    allow_batch,
+    allow_encapsulate,
+    fill,
+    frames,
+    generation,
+    gre_tool,
+    new_batch,
+    payload,
+    small,
+)
 from tests.stages.encapsulate.test_headers import opened
 
 
@@ -188,9 +200,10 @@ def test_lanes_share_the_numbers_of_a_tool() -> None:
 
 
 def test_a_reload_changes_the_header_and_not_the_count() -> None:
-    (stage,), _ = workers(1, [gre_tool(sequence=True)])
+    (stage,), surroundings = workers(1, [gre_tool(sequence=True)])
     stage.step(block(0, 3))
     stage.load(generation(gre_tool(sequence=True, remote="192.0.2.77"), number=2))
+    allow_encapsulate(stage, surroundings)
     batch = block(1, 2)
     stage.step(batch)
     assert sequences(batch) == [3, 4]

@@ -10,6 +10,7 @@ import pytest
 
 from stages import memory
 from tests.stages import delivery
+from tests.stages.send.loopback import FAMILY, LOOPBACK
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +29,13 @@ def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     far.setblocking(False)
     with contextlib.closing(near), contextlib.closing(far):
         yield near, far
+
+
+@pytest.fixture
+def receiver(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A UDP socket on loopback of the IP version that is the parameter (4 unless said)."""
+    version = getattr(request, "param", 4)
+    with socket.socket(FAMILY[version], socket.SOCK_DGRAM) as opened:
+        opened.bind((LOOPBACK[version], 0))
+        opened.settimeout(20)
+        yield opened

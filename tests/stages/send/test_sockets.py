@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from broker.core import layout
-from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
 from stages.jit import PLAIN
 from stages.send import egress, sockets
@@ -24,43 +22,14 @@ from tests import packets as by_hand
 from tests.stages.delivery import (
     Sender,
     Surroundings,
-    encapsulate,
     file_tool,
-    fill,
     frames,
     gre_tool,
-    new_batch,
     payload,
 )
+from tests.stages.send.loopback import FAMILY, LOOPBACK, block, free_port, needs_root, received
 
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 WINDOWS = [payload(n, n) for n in (0, 1, 60, 61, 1514, 9000)]
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
-
-
-def block(tools: list[Tool], packets: list[bytes], verdicts: list[int] | int = 1, seq: int = 0, flows: list[int] | None = None) -> Batch:
-    batch = new_batch()
-    batch.seq = seq
-    fill(batch, packets, verdicts, flows=flows)
-    encapsulate(batch, *tools)
-    return batch
-
-
-@pytest.fixture
-def receiver(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
-    """A UDP socket on loopback of the IP version that is the parameter (4 unless said)."""
-    version = getattr(request, "param", 4)
-    with socket.socket(FAMILY[version], socket.SOCK_DGRAM) as opened:
-        opened.bind((LOOPBACK[version], 0))
-        opened.settimeout(20)
-        yield opened
-
-
-def received(opened: socket.socket, n: int) -> list[bytes]:
-    return [opened.recv(70_000) for _ in range(n)]
-
 
 # ---- what arrives
 
@@ -108,9 +77,7 @@ def test_gre_over_ip_arrives_byte_for_byte_with_its_ttl_and_dscp(version: int) -
 
 
 def test_frames_leave_from_the_configured_source_and_port_whatever_the_number_of_workers(receiver: socket.socket) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.3", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.3")
     tool = gre_tool(0, "gre-udp", "127.0.0.1", port=receiver.getsockname()[1], source="127.0.0.3", source_port=port)
     senders = [Sender(tool, surroundings=Surroundings(worker=w, n_workers=2)) for w in range(2)]
     batch = block([tool], [payload(60)] * 4, flows=[0, 1, 2, 3])
@@ -136,14 +103,34 @@ def test_workers_share_the_frames_by_flow_and_keep_the_order_within_one(receiver
     assert all(numbers == sorted(numbers) for numbers in by_flow.values())
 
 
+def peeked(sender: Sender) -> None:
+    with pytest.raises(BlockingIOError):
+        sender.stage._egresses[0]._socket.recv(100, socket.MSG_PEEK)  # type: ignore[attr-defined]
+
+
 def test_answers_do_not_pile_up(receiver: socket.socket) -> None:
-    tool = gre_tool(0, "gre-udp", "127.0.0.1", port=receiver.getsockname()[1])
+    tool = gre_tool(0, "gre-udp", "127.0.0.1", port=receiver.getsockname()[1], source_port=free_port())
     sender = Sender(tool)
     sender.step(block([tool], [payload(60)]))
     _, peer = receiver.recvfrom(2000)
     receiver.sendto(b"answer", peer)
-    with pytest.raises(BlockingIOError):
-        sender.stage._egresses[0]._socket.recv(100, socket.MSG_PEEK)  # type: ignore[attr-defined]
+    peeked(sender)
+
+
+@pytest.mark.root
+@needs_root
+def test_answers_to_a_port_of_a_flow_do_not_pile_up(receiver: socket.socket) -> None:
+    """A raw socket would get a copy of each."""
+    tool = gre_tool(0, "gre-udp", "127.0.0.1", port=receiver.getsockname()[1])
+    sender = Sender(tool)
+    sender.step(block([tool], [payload(60)]))
+    _, peer = receiver.recvfrom(2000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker:
+        taker.bind(peer)
+        taker.settimeout(20)
+        receiver.sendto(b"answer", peer)
+        assert taker.recv(100) == b"answer"
+    peeked(sender)
 
 
 # ---- what is refused
@@ -391,6 +378,14 @@ def test_a_number_of_frames_that_cannot_be_is_not_believed(n_frames: int, tmp_pa
 def test_plain_python_does_the_same_and_stays_within_bounds() -> None:
     """These tests and those of the files once more, uncompiled: each access must lie in memory that the stage may touch."""
     directory = Path(__file__).parent
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{directory}/test_sockets.py", f"{directory}/test_files.py"]
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(f"{directory}/test_{name}.py" for name in ("sockets", "source_ports", "files")),
+    ]
     result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

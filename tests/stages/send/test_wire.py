@@ -1,0 +1,147 @@
+"""Every tunnel on a wire between two namespaces: tshark reads what came, and the kernel's own vxlan device takes it in.
+
+What files hold is read by the same tshark with the same expectation (test_tunnel_files.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.core.model import Tool
+from tests import packets as by_hand
+from tests.netns import Namespace, connect, needs_root
+from tests.stages.delivery import NOON_NS, Sender, encapsulate, fill, gre_tool, new_batch, payload
+from tests.stages.send.tshark import CASES, fields, whole
+from tests.waiting import DEADLINE_S, until
+
+pytestmark = [pytest.mark.root, needs_root]
+
+ADDRESSES = {4: ("10.77.0.1", "10.77.0.2"), 6: ("fd77::1", "fd77::2")}
+"""Ours and the receiver's."""
+FRAMES = [by_hand.ethernet(payload(n, n), type=0x88B5) for n in (46, 47, 700, 1400)]
+"""An EtherType that nobody dissects."""
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Namespace, Namespace]]:
+    """Where the test sends from, and the receiver; MTU 1600, so that nothing is fragmented."""
+    with contextlib.ExitStack() as closing:
+        near, far = (closing.enter_context(contextlib.closing(Namespace())) for _ in range(2))
+        connect(near, "n0", far, "f0", mtu=1600)
+        for host, name, number in ((near, "n0", 0), (far, "f0", 1)):
+            host.ip("addr", "add", f"{ADDRESSES[4][number]}/24", "dev", name)
+            host.ip("addr", "add", f"{ADDRESSES[6][number]}/64", "dev", name, "nodad")
+        (link,) = json.loads(far.ip("-j", "link", "show", "f0"))
+        for version in (4, 6):  # the kernel keeps only some frames while it asks for an address
+            near.ip("neigh", "add", ADDRESSES[version][1], "lladdr", link["address"], "dev", "n0")
+        yield near, far
+
+
+def deliver(host: Namespace, tools: list[Tool], frames: list[bytes], flows: list[int] | None = None) -> Sender:
+    batch = new_batch()
+    fill(batch, frames, (1 << len(tools)) - 1, flows=flows)
+    with host.inside():
+        encapsulate(batch, *tools)
+        sender = Sender(*tools)
+        sender.step(batch)
+    return sender
+
+
+@contextlib.contextmanager
+def capturing(host: Namespace, interface: str, path: Path, what: str) -> Iterator[None]:
+    with host.inside():
+        process = subprocess.Popen(
+            ["tcpdump", "-U", "--immediate-mode", "-s", "0", "-Z", "root", "-i", interface, "-w", str(path), what],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "listening on" in line:
+            break
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_tshark_reads_every_tunnel_from_the_wire_to_the_exact_frame(
+    version: int, hosts: tuple[Namespace, Namespace], tmp_path: Path
+) -> None:
+    near, far = hosts
+    ours, remote = ADDRESSES[version]
+    common: dict[str, Any] = {"ttl": 9, "dscp": 46, "df": True, "interface": "n0"}
+    cases = [case for case in CASES if case.kind != "gre-ip"]
+    tools = [gre_tool(slot, case.kind, remote, **case.options, **common) for slot, case in enumerate(cases)]
+    dump = tmp_path / "wire.pcap"
+    with capturing(far, "f0", dump, "proto 47 or udp" if version == 4 else "ip6 proto 47 or (ip6 and udp)"):
+        sender = deliver(near, tools, FRAMES)
+        n = len(tools) * len(FRAMES)
+        until(lambda: len(by_hand.read_pcap(whole(dump))[1]) >= n, "all frames on the wire")
+    assert [sender.drops(slot) for slot in range(len(tools))] == [{}] * len(tools)
+    outer = ["ip.src", "ip.dst", "ip.ttl", "ip.dsfield.dscp", "ip.flags.df", "ip.checksum.status"]
+    outer6 = ["ipv6.src", "ipv6.dst", "ipv6.hlim", "ipv6.tclass.dscp", "ipv6.flow"]
+    addresses = [ours, remote, "9", "46", "1", "1"] if version == 4 else [ours, remote, "9", "46", "0x000000"]
+    want = []
+    for case in cases:
+        for number, frame in enumerate(FRAMES):
+            want.append([*addresses, *case.expected(version, number, NOON_NS + number), "0x88b5", frame[14:].hex()])
+    got = fields(dump, outer if version == 4 else outer6)
+    assert got == want
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernels_vxlan_device_gives_the_very_frames(version: int, hosts: tuple[Namespace, Namespace]) -> None:
+    """It drops a wrong VNI, a wrong UDP checksum, and over IPv6 one that is missing."""
+    near, far = hosts
+    ours, remote = ADDRESSES[version]
+    far.ip("link", "add", "vx0", "type", "vxlan", "id", "4242", "local", remote, "remote", ours, "dstport", "4789", "noudpcsum")
+    far.ip("link", "set", "vx0", "mtu", "1500", "arp", "off", "up")
+    with far.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as inner:
+        inner.bind(("vx0", 0x88B5))
+        deliver(near, [gre_tool(0, "vxlan", remote, vni=4242)], FRAMES, flows=[0, 1, 2, 3])
+        got = []
+        while len(got) < len(FRAMES) and select.select([inner], [], [], DEADLINE_S)[0]:
+            got.append(inner.recv(70_000))
+    assert got == FRAMES
+
+
+def test_a_frame_longer_than_the_path_is_refused_with_df_and_fragmented_without(hosts: tuple[Namespace, Namespace]) -> None:
+    near, _ = hosts
+    kinds = [(kind, version, df) for kind in ("gre", "vxlan") for version in (4, 6) for df in (True, False)]
+    tools = [gre_tool(slot, kind, ADDRESSES[version][1], df=df) for slot, (kind, version, df) in enumerate(kinds)]
+    sender = deliver(near, tools, [payload(60), payload(1700), payload(61)])
+    for slot, (_, _, df) in enumerate(kinds):
+        assert (sender.delivered(slot), sender.drops(slot)) == ((2, {"too_big": 1}) if df else (3, {}))
+
+
+def test_a_tool_behind_an_interface_that_is_missing_is_unreachable(hosts: tuple[Namespace, Namespace]) -> None:
+    near, _ = hosts
+    tools = [gre_tool(0, "vxlan", ADDRESSES[4][1], interface="nosuch0"), gre_tool(1, "gre", ADDRESSES[4][1])]
+    sender = deliver(near, tools, [payload(60)])
+    assert (sender.drops(0), sender.delivered(1)) == ({"unreachable": 1}, 1)
+
+
+def test_the_interface_decides_where_a_frame_leaves(hosts: tuple[Namespace, Namespace]) -> None:
+    """Bound to lo, nothing of it comes to the wire."""
+    near, far = hosts
+    with far.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((ADDRESSES[4][1], 4789))
+        receiver.settimeout(DEADLINE_S)
+        deliver(near, [gre_tool(0, "vxlan", ADDRESSES[4][1], interface="lo", vni=1)], [payload(60)])
+        deliver(near, [gre_tool(0, "vxlan", ADDRESSES[4][1], interface="n0", vni=2)], [payload(61)])
+        assert receiver.recv(2000) == by_hand.vxlan(payload(61), vni=2)
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv(2000)
