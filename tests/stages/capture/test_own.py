@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from stages import memory
 from stages.capture.own import own_table
 from stages.capture.own_kernels import ALIKE, FOREIGN, OWN, whose
 from tests import packets as p
-from tests.stages.wire.tunnels import FRAME, erspan2, geneve, vxlan
+from tests.stages.wire.tunnels import FRAME, erspan1, erspan2, erspan3, geneve, vxlan
 
 US, TOOL, US6, TOOL6 = "192.0.2.1", "192.0.2.9", "2001:db8::1", "2001:db8::9"
 OTHER, OTHER6 = "198.51.100.7", "2001:db8:2::7"
@@ -34,12 +38,12 @@ _table = own_table(config(*TOOLS))
 assert _table is not None
 
 
-def answer(frame: bytes) -> int:
+def answer(frame: bytes, table: np.ndarray = _table) -> int:
     held = np.frombuffer(frame + bytes(64), np.uint8).copy()
     memory.forbid_all()
     memory.allow(held.ctypes.data, len(frame))
-    memory.allow(_table.ctypes.data, _table.nbytes)
-    found: int = whose(_table.ctypes.data, held.ctypes.data, len(frame))
+    memory.allow(table.ctypes.data, table.nbytes)
+    found: int = whose(table.ctypes.data, held.ctypes.data, len(frame))
     memory.forbid_all()
     return found
 
@@ -148,6 +152,26 @@ def test_at_other_addresses_it_is_alike_by_kind_port_and_key() -> None:
     )
 
 
+KINDS = {
+    "nvgre": (Tunnel("nvgre", TOOL, vsid=5), lambda: (p.GRE, p.gre(FRAME, key=5 << 8 | 9)), FOREIGN),  # a key for each flow
+    "gre-ip": (Tunnel("gre-ip", TOOL, key=5), lambda: (p.GRE, p.gre(FRAME[18:], protocol=0x0800, key=5)), ALIKE),
+    "erspan1": (Tunnel("erspan1", TOOL), lambda: (p.GRE, erspan1(FRAME)), ALIKE),
+    "erspan2": (Tunnel("erspan2", TOOL, session=5), lambda: (p.GRE, erspan2(FRAME, 5, 1)), ALIKE),
+    "erspan3": (Tunnel("erspan3", TOOL, session=5), lambda: (p.GRE, erspan3(FRAME, 5, 1, 1)), ALIKE),
+    "vxlan": (Tunnel("vxlan", TOOL, vni=5), lambda: (p.UDP, p.udp(9, 4789, vxlan(FRAME, 5))), ALIKE),
+    "geneve": (Tunnel("geneve", TOOL, vni=5, port=999), lambda: (p.UDP, p.udp(9, 999, geneve(FRAME, 5))), ALIKE),
+}
+
+
+@pytest.mark.parametrize(("tunnel", "made", "elsewhere"), KINDS.values(), ids=KINDS)
+def test_every_kind_of_tunnel_is_known_and_what_is_like_it(tunnel: Tunnel, made: Callable[[], tuple[int, bytes]], elsewhere: int) -> None:
+    table = own_table(config(tunnel))
+    assert table is not None
+    protocol, payload = made()
+    assert answer(p.ip_frame(US, TOOL, protocol, payload), table) == OWN
+    assert answer(p.ip_frame(US, OTHER, protocol, payload), table) == elsewhere
+
+
 def test_what_is_cut_anywhere_is_looked_at_no_further() -> None:
     for packet in PACKETS.values():
         frame = WRAPPED["VXLAN"](framed(packet))
@@ -158,3 +182,11 @@ def test_what_is_cut_anywhere_is_looked_at_no_further() -> None:
 def test_without_tunnels_there_is_no_table() -> None:
     assert own_table(config()) is None
     assert own_table(Config("n", (), (Tool("f", file="x.pcap"), Tool("r", file="x.pcap", tunnel=TOOLS[0])), ())) is None
+
+
+@pytest.mark.skipif(memory.PLAIN, reason="this is the plain run")
+def test_plain_python_answers_the_same_and_stays_within_the_frame() -> None:
+    """These tests once more, uncompiled: each access must lie in the frame or in the table."""
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
