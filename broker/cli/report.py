@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.cli.table import Column, count, reasons, render, share, size
@@ -89,16 +90,23 @@ def rules_table(ledger: Ledger, width: int = 0) -> str:
     return render(columns, rows, width=width)
 
 
-def tools_table(ledger: Ledger) -> str:
+def aliveness(alive: Mapping[str, bool], tool: str) -> list[str]:
+    """Its cell in a column that is there only if some tool is asked."""
+    words = {True: "alive", False: "dead", None: "not asked"}
+    return [words[alive.get(tool)]] if alive else []
+
+
+def tools_table(ledger: Ledger, alive: Mapping[str, bool]) -> str:
     columns = [
         Column("tool", right=False),
+        *([Column("is", right=False)] if alive else []),
         *(Column(t) for t in ("wanted", "delivered", "bytes", "in flight")),
         Column("dropped", right=False),
     ]
     rows = []
     for t in ledger.tools:
         counts = [count(t.wanted_frames), count(t.delivered_frames), size(t.delivered_bytes), count(t.in_flight_frames)]
-        rows.append([t.tool, *counts, _tool_drops(t.dropped, t.repeated_frames)])
+        rows.append([t.tool, *aliveness(alive, t.tool), *counts, _tool_drops(t.dropped, t.repeated_frames)])
     return render(columns, rows)
 
 
@@ -132,7 +140,7 @@ def whole(snapshot: Snapshot, ledger: Ledger) -> str:
     if ledger.maps:
         parts.append(maps_table(ledger))
     if ledger.tools:
-        parts.append(tools_table(ledger))
+        parts.append(tools_table(ledger, snapshot.alive))
     parts.append(ledger_table(ledger))
     parts += [f"  ledger: {fault}" for fault in ledger.faults()]
     return "\n\n".join(parts)

@@ -93,6 +93,7 @@ def as_json(snapshot: Snapshot, ledger: Ledger, troubles: list[str]) -> dict[str
         "generation": snapshot.generation,
         "healthy": not troubles,
         "troubles": troubles,
+        "alive": snapshot.alive,
         "workers": [
             {
                 "lane": w.id.lane,

@@ -133,6 +133,7 @@ def _stages(before: Snapshot, after: Snapshot, span_ns: int) -> str:
 def _tools(before: Snapshot, after: Snapshot, span_ns: int) -> str:
     columns = [
         Column("tool", right=False),
+        *([Column("is", right=False)] if after.alive else []),
         *(Column(t) for t in ("frames/s", "bytes/s", "delivered", "in flight")),
         Column("dropped", right=False),
     ]
@@ -143,5 +144,6 @@ def _tools(before: Snapshot, after: Snapshot, span_ns: int) -> str:
         frames = new.delivered_frames - (was.delivered_frames if was else 0)
         n_bytes = new.delivered_bytes - (was.delivered_bytes if was else 0)
         rates = [count(frames * 1_000_000_000 // span_ns), size(max(0, n_bytes) * 1_000_000_000 // span_ns)]
-        rows.append([new.tool, *rates, count(new.delivered_frames), count(new.in_flight_frames), reasons(new.dropped)])
+        counts = [count(new.delivered_frames), count(new.in_flight_frames)]
+        rows.append([new.tool, *report.aliveness(after.alive, new.tool), *rates, *counts, reasons(new.dropped)])
     return render(columns, rows)

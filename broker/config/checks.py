@@ -96,6 +96,7 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
         path: Path = ("tools", name)
         if "tunnel" in value:
             yield from _tunnel(document, (*path, "tunnel"), value["tunnel"])
+            yield from _health(document, (*path, "health"), value)
         elif value.get("kind") == "pcap":
             if ("file" in value) == ("directory" in value):
                 found = "both file and directory" if "file" in value else "neither file nor directory"
@@ -169,6 +170,16 @@ def _tunnel(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
         yield _error(document, (*path, "udp_checksum"), "over IPv4 it covers our address, expected key 'source' too, or false")
     if tunnel.get("kind") == "erspan3":
         yield from _erspan3(document, path, tunnel)
+
+
+def _health(document: Document, path: Path, tool: dict[str, Any]) -> Iterator[Error]:
+    health = _mapping(tool, "health")
+    kind = health.get("kind")
+    if kind == "tcp" and "port" not in health:
+        yield _error(document, path, "key 'port' is missing, expected the TCP port to connect to")
+    if kind in ("icmp", "neighbour") and "port" in health:
+        at = (*path, "port")
+        yield document.place(at, of_key=True), dotted(at), f"{kind} asks no port, expected none, or kind: tcp"
 
 
 def _erspan3(document: Document, path: Path, tunnel: dict[str, Any]) -> Iterator[Error]:

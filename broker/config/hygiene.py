@@ -6,6 +6,8 @@
 | a map | it has no tools; all its rules are drop |
 | a set | no rule uses it; it is empty and some rule does |
 | a tool, a group | neither a map nor the collector delivers to it; a group has a single member |
+| a group | none of its tools behind tunnels is asked whether it is there (`health`); failover: one before the last is not |
+| a tool | it is asked, but is in no group |
 | a tool | its receiver reads its tunnel, but not as may be meant (`receivers`) |
 | an input | no map looks at it, and there is no collector |
 """
@@ -18,7 +20,7 @@ from broker.config.policy import parse_expression, read_sets
 from broker.config.policy.lexer import scan
 from broker.config.policy.tree import And, Node, Not, Or
 from broker.config.receivers import traps
-from broker.core.model import Config, Map, Place
+from broker.core.model import Config, Group, Map, Place
 
 Warned = tuple[Place | None, str, str]
 """Where, the path of it, and what: as the errors of `ConfigErrors`."""
@@ -131,7 +133,12 @@ def _ends(config: Config) -> Iterator[Warned]:
             yield group.place, f"groups.{group.name}", text
         if len(group.members) == 1:
             yield group.place, f"groups.{group.name}", f"group '{group.name}' has one member: there is nothing to share"
+        yield from _stand_ins(config, group)
+    members = {member for group in config.groups for member in group.members}
     for tool in config.tools:
+        if tool.health is not None and tool.name not in members:
+            text = f"tool '{tool.name}' is in no group: what its health is changes nothing but what status and /metrics say"
+            yield tool.place, f"tools.{tool.name}.health", text
         if tool.tunnel is not None:
             for key, text in traps(tool.receiver, tool.tunnel):
                 yield tool.place, f"tools.{tool.name}.tunnel.{key}", text
@@ -144,3 +151,18 @@ def _ends(config: Config) -> Iterator[Warned]:
         if one.name not in looked_at:
             text = f"no map looks at input '{one.name}', and there is no collector: all its packets are filtered"
             yield one.place, f"inputs.{one.name}", text
+
+
+def _stand_ins(config: Config, group: Group) -> Iterator[Warned]:
+    """Others take over from a member only if it is asked whether it is there."""
+    tools = {tool.name: tool for tool in config.tools}
+    path = f"groups.{group.name}"
+    unasked = [name for name in group.members if tools[name].health is None]
+    if group.mode == "failover":
+        before = [name for name in group.members[:-1] if name in unasked]
+        if before:
+            behind = ", ".join(f"'{name}'" for name in group.members[group.members.index(before[0]) + 1 :])
+            text = f"nothing ever goes to {behind}: '{before[0]}' comes before, has no health and counts as there"
+            yield group.place, path, text
+    elif len(group.members) > 1 and len(unasked) == len(group.members) and any(tools[name].tunnel for name in unasked):
+        yield group.place, path, f"no member of group '{group.name}' has health: one that is dead is sent its flows all the same"

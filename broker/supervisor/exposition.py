@@ -33,6 +33,9 @@ def exposition(snapshot: Snapshot, ledger: Ledger) -> str:
     lines += _rules(ledger)
     lines += _workers(snapshot)
     lines += _ledger(ledger)
+    if snapshot.alive:
+        alive = [({"tool": tool}, int(there)) for tool, there in snapshot.alive.items()]
+        lines += _gauge("tapmesh_tool_alive", "1: the tool answers when it is asked; those that are not asked are not here", alive)
     lines += _gauge("tapmesh_generation", "number of the configuration that new packets are handled by", [({}, snapshot.generation)])
     return "\n".join(lines) + "\n"
 

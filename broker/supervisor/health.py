@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.core.layout import TOOL_DEAD
 from broker.core.model import Config
 from broker.supervisor import plan
 from broker.supervisor.plan import Phase
@@ -16,7 +20,8 @@ _NET = Path("/sys/class/net")
 
 
 def health(session: Session, net: Path = _NET) -> list[str]:
-    """Is the data path alive: every worker up, the supervisor looking after them, the interfaces able to receive."""
+    """Is the data path alive: every worker up, the supervisor looking after them, the interfaces able to receive, a member of each group
+    there."""
     now = time.monotonic_ns()
     words = []
     if now - session.ticked_ns > STUCK_NS:
@@ -25,6 +30,7 @@ def health(session: Session, net: Path = _NET) -> list[str]:
     words += plan.unhealthy(seen, books, now, session.watching_since_ns)
     if session.force.config is not None:
         words += interface_troubles(session.force.config, net)
+        words += group_troubles(session.force.config, session.pipeline.tool_state)
     return words
 
 
@@ -56,6 +62,12 @@ def interface_troubles(config: Config, net: Path = _NET) -> list[str]:
         elif not _has_link(net / one.interface / "carrier"):
             words.append(f"input {one.name}: interface {one.interface} has no link")
     return words
+
+
+def group_troubles(config: Config, tool_state: NDArray[np.int64]) -> list[str]:
+    """Groups of which no member answers. `tool_state`: int64[TOOLS], TOOL_*."""
+    dead = {tool.name for tool in config.tools if tool_state[tool.slot] == TOOL_DEAD}
+    return [f"group {g.name}: all members are dead: {', '.join(g.members)}" for g in config.groups if dead.issuperset(g.members)]
 
 
 def _has_link(carrier: Path) -> bool:

@@ -31,6 +31,7 @@ from broker.supervisor.hostlink import HostError
 from broker.supervisor.ledger import Ledger, balance
 from broker.supervisor.loading import Loading
 from broker.supervisor.plan import Book, Phase, Seen, Start, WorkerId
+from broker.supervisor.probes import Prober
 from broker.supervisor.processes import age_s
 from broker.supervisor.signals import Signals
 from broker.supervisor.snapshot import Reader, Snapshot
@@ -92,6 +93,7 @@ class Session:
         self.crew = Crew(pipeline, log)
         self.host = HostKeeper(pipeline.name, pipeline.directory, log, self.crew.told_exit, stdin=options.stdin)
         self.force = InForce(pipeline, options.compile_policy, log)
+        self.prober = Prober(pipeline.tool_state, log)
         self.reader = Reader(pipeline, self.force.rules)
         self.times = Times()
         self.phase = Phase.RUN
@@ -111,11 +113,13 @@ class Session:
             self.host.start()
         if not self.options.until_finished:
             numbers.restore(self.pipeline, config, self.log)
-        self.force.put(self.force.prepare(config))
+        self.force.put(ready := self.force.prepare(config))
+        self.prober.follow(ready.config)
 
     def adopt(self, config: Config) -> None:
         """Take over what an earlier supervisor has left running with `config` in force."""
         self.force.adopt(config)
+        self.prober.follow(config)
         if not self.options.external_stages:
             self.host.adopt()
         self.log.info("pipeline_adopted", workers=self.crew.adopt(), generation=self.force.number)
@@ -137,6 +141,7 @@ class Session:
 
     def _tick(self, now: int) -> bool:
         """Look, decide, do. True: drained, or out of time."""
+        self.prober.check()
         if self.options.external_stages:
             self.crew.follow_rows()
         else:
@@ -266,12 +271,14 @@ class Session:
 
     def _put(self, ready: Ready) -> None:
         self.force.put(ready)
+        self.prober.follow(ready.config)
         self.log.info("reloaded", generation=self.force.number, changes=ready.changes)
 
     def end(self) -> Outcome:
         """End what is left, close the books. Shared memory goes, unless workers of others still live on it."""
         if self._loading is not None:
             self._loading.wait(LOADING_S)
+        self.prober.close()
         killed = self.crew.kill_all() if not self.options.external_stages else []
         if killed:
             self.log.error("workers_killed", workers=[str(w) for w in killed])
@@ -308,7 +315,8 @@ class Session:
             self.log.warning("numbers_lost", file=str(numbers.numbers_path(self.pipeline.name)), reason=error.strerror)
 
     def leave(self) -> None:
-        """Let everything run on without a supervisor."""
+        """Let everything run on without a supervisor. What is known of the tools stays as it is."""
+        self.prober.close()
         self.host.leave()
         self.crew.close()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.config.deliveries import deliveries, slot_name
+from broker.config.deliveries import deliveries, slot_name, tool_of
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.layout import TOOLS, Geometry
@@ -90,6 +90,14 @@ class Snapshot:
     names: Names
     lanes: tuple[LaneSnapshot, ...]
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
+    tool_state: Counts = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # TOOL_*
+
+    @property
+    def alive(self) -> dict[str, bool]:
+        """Of the tools that are asked whether they are there, in the order of their slots."""
+        known = {layout.TOOL_ALIVE: True, layout.TOOL_DEAD: False}
+        states = ((name, int(self.tool_state[slot])) for slot, name in sorted(self.names.tools.items()) if tool_of(name) == name)
+        return {name: known[state] for name, state in states if state in known}
 
     def workers(self, kind: str) -> list[WorkerSnapshot]:
         return [w for lane in self.lanes for w in lane.workers if w.id.kind == kind]
@@ -108,7 +116,8 @@ class Reader:
         """With `rules`: PipelineError when a file of a generation is missing or damaged."""
         lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, self._rules.take() if rules else ())
+        counted = self._rules.take() if rules else ()
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, self.pipeline.tool_state.copy())
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

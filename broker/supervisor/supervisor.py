@@ -23,10 +23,11 @@ from broker.supervisor.health import health, ready
 from broker.supervisor.http import HttpServer
 from broker.supervisor.ledger import balance
 from broker.supervisor.lock import hold
+from broker.supervisor.probes import EVENTS as PROBE_EVENTS
 from broker.supervisor.session import Options, Outcome, Session
 from broker.supervisor.signals import Signals
 
-EVENTS = {
+EVENTS = PROBE_EVENTS | {
     "drain_begun": "nothing new is taken; each stage finishes what is ready",
     "generation_put": "capture stamps its next blocks with this configuration",
     "host_adopted": "the stage host of a former supervisor has been taken over",

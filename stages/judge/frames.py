@@ -22,7 +22,10 @@ from stages.encapsulate.stage import Encapsulate
 from stages.encapsulate.templates import HEADER_ROOM
 from stages.judge.policy import Alone
 
-GEOMETRY = Geometry(max_packets=1, max_frames=layout.TOOLS, header_bytes=layout.TOOLS * HEADER_ROOM)
+_FRAMES = 64 * layout.TOOLS  # a super-frame is cut into as many
+GEOMETRY = Geometry(
+    max_packets=1, max_frames=_FRAMES, header_bytes=_FRAMES * 2 * HEADER_ROOM, shaped_bytes=layout.TOOLS * layout.MAX_FRAME_BYTES
+)
 
 
 _DROPS = tuple(c.name for c in COUNTERS if c.stage == Encapsulate.KIND and c.name.startswith("dropped_"))
@@ -33,7 +36,8 @@ def one_packet_batch() -> Batch:
 
 
 def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The frames of `batch` (of `one_packet_batch`, judged), and of the tools that get none the counter that says why."""
+    """`batch`: of `one_packet_batch`, judged. The frames, and of the tools that get none, or fewer, the counter that says why. `data_at` of
+    a frame is -1 where its bytes are not as they were in the packet."""
     config = generation.config
     stage = Encapsulate()
     alone = Alone(Path(), Lane(0, config.inputs), GEOMETRY)
@@ -47,8 +51,8 @@ def frames(batch: Batch, generation: Generation) -> tuple[list[dict[str, Any]], 
     for frame in batch.frames[: int(batch.block["n_frames"][0])]:
         at, n = int(frame["header_at"]), int(frame["header_len"])
         data_at = int(frame["data_at"])
-        header, data = batch.headers[at : at + n].tobytes(), batch.data[data_at : data_at + int(frame["data_len"])].tobytes()
-        offset = data_at - int(batch.packets[0]["data_at"])
+        header, data = batch.headers[at : at + n].tobytes(), batch.windows[data_at : data_at + int(frame["data_len"])].tobytes()
+        offset = data_at - int(batch.packets[0]["data_at"]) if data_at < batch.shaped_from else -1
         found.append({"tool": names[int(frame["tool"])], "header": header, "data_at": offset, "data_len": len(data), "data": data})
     dropped = {names[slot]: name for name in _DROPS for slot in names if alone.counters[index(stage.KIND, name) + slot]}
     return found, dropped

@@ -208,6 +208,37 @@ def test_a_later_fragment_is_explained_with_what_its_first_has_shown(config: Pat
     assert alone["maps"][0]["tried"][0]["reason"] == "it is a later fragment"
 
 
+GROUPS = """
+inputs: {span0: {kind: pcap, file: x.pcap}}
+tools:
+  ids: {tunnel: {kind: gre, remote: 192.0.2.1, source: 192.0.2.7}, push_vlan: 9, slice_after: l4}
+  rec: {kind: pcap, file: out.pcap, mask: payload}
+  few: {kind: pcap, file: few.pcap, sample: {one_in: 1000000}}
+groups:
+  one: {members: [ids]}
+  all: {members: [ids, rec, few], mode: replicate}
+maps:
+  - {name: web, rules: [{pass: tcp}], to: [one, rec]}
+  - {name: dns, rules: [{pass: udp}], to: [all], slice_bytes: 40}
+"""
+
+
+def test_groups_and_shapes_are_told_as_what_leaves(tmp_path: Path) -> None:
+    config = tmp_path / "groups.yaml"
+    config.write_text(GROUPS)
+    web = explain(config, "--packet", "ip.src=10.0.0.1 ip.dst=10.0.0.2 tcp.dst=80 payload=hello")
+    assert web["delivers"] == ["rec", "ids"]
+    outer = {frame["tool"]: bytes.fromhex(frame["outer"]) for frame in web["frames"]}
+    packet = bytes.fromhex(web["packet"]["hex"])
+    assert outer["ids"][24:] == packet[:12] + bytes.fromhex("81000009") + packet[12:54]
+    assert outer["rec"][:54] + b"hello" == packet[:50] + outer["rec"][50:52] + packet[52:]
+    dns = explain(config, "--packet", "ip.src=10.0.0.1 ip.dst=10.0.0.2 udp.dst=53 payload=hellohellohello")
+    assert [(frame["tool"], len(frame["outer"]) // 2) for frame in dns["frames"]] == [("ids", 24 + 40), ("rec", 40)]
+    assert dns["dropped"] == {"few": "dropped_sampled"}
+    done = tapmesh("explain", "--config", config, "--packet", "udp.dst=53")
+    assert "few: no frame (dropped_sampled): left out by" in done.stdout
+
+
 def test_what_is_asked_wrongly_is_said_in_words(config: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (["--capture", tmp_path / "in.pcap"], "--capture FILE needs --packet N"),
