@@ -231,6 +231,11 @@ class Tool:
     place: Place | None = field(default=None, compare=False)
 
     @property
+    def whole(self) -> bool:
+        """Its outer packets must arrive as they left: a router that cannot pass one on is to say so, and never to fragment it."""
+        return self.oversize != "fragment" or (self.tunnel is not None and self.tunnel.df)
+
+    @property
     def destination(self) -> str:
         """Where bare frames go, in words."""
         if self.rotation is not None:
