@@ -26,8 +26,8 @@ needs_openvswitch = pytest.mark.skipif(
 class Switch:
     """One that ends tunnels in the namespace `host`: what comes out of each leaves by a port of its own. Close it when done.
 
-    The bridge `under` has the interface `wire` and, as a tap device of its name, the addresses that tunnels end at. The bridge `inside` has the
-    tunnels; what comes out of tunnel `t` is seen on the interface `out-t` of `host`.
+    The bridge `under` has the interface `wire` and, as a tap device of its name, the addresses that tunnels end at. The bridge `inside`
+    has the tunnels; what comes out of tunnel `t` is seen on the interface `out-t` of `host`.
     """
 
     def __init__(self, host: Namespace, directory: Path, wire: str, *addresses: str) -> None:

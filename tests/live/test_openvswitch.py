@@ -117,7 +117,7 @@ def test_open_vswitch_takes_in_every_tunnel_and_gives_the_very_frames(wires: Wir
             send(wires.a, "a0", burst)
             n_bytes += sum(16 + len(frame) for frame in burst if selects(frame, len(frame)))
             for name, dump in dumps.items():
-                until(lambda dump=dump: len(whole(dump)) >= n_bytes, f"all frames out of {name}", 30)  # type: ignore[misc]
+                until(lambda dump=dump, n=n_bytes: len(whole(dump)) >= n, f"all frames out of {name}", 30)  # type: ignore[misc]
         assert broker.stop() == 0
         ledger = broker.ledger()
     for name, dump in dumps.items():
