@@ -12,6 +12,7 @@ from broker.core.model import Config, Input, Map, Rule
 from broker.core.shm import Pipeline
 from broker.supervisor.generation import InForce
 from broker.supervisor.plan import Phase
+from broker.supervisor.probes import Prober
 from broker.supervisor.session import Options, Session
 
 
@@ -35,6 +36,7 @@ def test_the_loop_goes_on_while_a_policy_is_compiled_and_nothing_changes_before(
     before, files = force.number, sorted(pipeline.directory.iterdir())
     session = object.__new__(Session)
     session.force, session.log, session.phase, session._loading = force, structlog.get_logger(), Phase.RUN, None
+    session.prober = Prober(pipeline.tool_state, session.log)
     session.options = cast("Options", SimpleNamespace(load=lambda: config("udp")))
     session.reload()
     assert compiling.wait(10)
