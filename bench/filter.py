@@ -29,7 +29,7 @@ def measure(quick: bool) -> Iterator[Row]:
     n_packets, seconds, counts = (1024, 0.02, (1, 100)) if quick else (16_384, 1.5, (1, 10, 100, 1000))
     with programs.scratch() as directory:
         workload.write_capture(directory / "in.pcap", "imix", n_packets)
-        packets = list(_frames(directory / "in.pcap"))
+        packets = list(frames_of(directory / "in.pcap"))
     batches = blocks(packets)
     for n in counts:
         texts = _rules(n)
@@ -44,7 +44,7 @@ def measure(quick: bool) -> Iterator[Row]:
         yield Row("filter", f"parse and match, {n} rules, imix", ours, "ns/packet", {"libpcap": peer / ours}, detail)
 
 
-def _frames(path: Path) -> Iterator[bytes]:
+def frames_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as capture:
         at = 24
         while at < len(capture):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from broker.core.metrics import COUNTERS
 from broker.core.model import Config, Map
 
 FEW = 10
@@ -31,7 +32,7 @@ def text_of(config: Config, found: dict[str, Any], *, everything: bool) -> str:
     for value, m in zip(config.maps, found["maps"], strict=True):
         lines += ["", *_map(value, m, everything)]
     lines += ["", _verdict(found)]
-    lines += itertools.chain.from_iterable(_frame(config, found, tool) for tool in found["delivers"])
+    lines += itertools.chain.from_iterable(_frame(config, found, tool) for tool in dict.fromkeys((*found["delivers"], *found["dropped"])))
     return "\n".join(lines)
 
 
@@ -139,17 +140,26 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
-    frame = next((f for f in found["frames"] if f["tool"] == name), None)
+    frames = [f for f in found["frames"] if f["tool"] == name]
     tool = next(t for t in config.tools if t.name == name)
-    if frame is None:
-        yield f"  {name}: no frame, for the packet is too long for the tunnel"
+    if counter := found["dropped"].get(name):
+        help_ = next((c.help for c in COUNTERS if c.name == counter), "")
+        yield f"  {name}: {'no frame' if not frames else 'not every frame'} ({counter}): {help_}"
+    if not frames:
         return
-    what = f"{frame['data_len']:,} bytes of the packet from byte {frame['data_at']}" if frame["data_at"] else f"{frame['data_len']:,} bytes"
-    if not frame["header"]:
-        yield f"  {name}: the bare packet, {what}, to {tool.file}"
-        return
-    assert tool.tunnel is not None
+    frame = frames[0]
+    what = f"{frame['data_len']:,} bytes"
+    if frame["data_at"] < 0:
+        what += " of the packet, changed"
+    elif frame["data_at"]:
+        what += f" of the packet from byte {frame['data_at']}"
+    if len(frames) > 1:
+        what += f", the first of {len(frames)} segments"
     header = bytes.fromhex(frame["header"])
+    if tool.tunnel is None:
+        more = f", behind {len(header)} new ones" if header else ""
+        yield f"  {name}: the bare packet, {what}{more}, to {tool.file}"
+        return
     yield f"  {name}: {tool.tunnel.kind} to {tool.tunnel.remote}, {len(header)} bytes of outer headers, then {what}"
     yield from hex_dump(header)
 

@@ -4,12 +4,13 @@
 |---|---|
 | packet | number and file if it was captured, hex, captured_bytes, wire_bytes, time, and the fields that the parser found |
 | input | name |
-| delivers | names of the tools that get it |
+| delivers | names of the tools that get it, in groups too |
 | verdict | {cause: forwarded, collected, filtered, rule, undetermined} |
 | decisions | for each map {map, decision: pass, drop, none, undetermined or input, rule: from 0 as in `maps[0].rules[1]`, or null} |
 | maps | the same, with rule_number (from 1), expression and line of the rule, and `tried` |
 | maps[].tried | for each rule {rule, action, expression, line, answer, failed_test, reason, tests: [{test, answer}]} |
-| frames | for each frame {tool, header: hex, data_at, data_len, outer: hex of all that is sent} |
+| frames | for each frame {tool, header: hex, data_at, data_len, outer: hex of all that is sent}; data_at -1: bytes were changed |
+| dropped | {tool: counter} of those that get no frame, or fewer, such as dropped_not_ip |
 
 An answer is true, false or undetermined. `failed_test` is the test that made the rule false or undetermined (several where all
 alternatives of an `or` did), `reason` what the packet shows there.
@@ -17,6 +18,7 @@ alternatives of an `or` did), `reason` what the packet shows there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,7 +48,7 @@ def explained(config: Config, policy: Policy, answer: dict[str, Any]) -> dict[st
     return {
         "packet": packet,
         "input": next((i.name for i in config.inputs if i.slot == about["input"]), None),
-        "delivers": list(decision.delivers),
+        "delivers": _tools(config, decision.delivers, [frame["tool"] for frame in answer["frames"]]),
         "verdict": {"cause": decision.cause},
         "decisions": _decisions(decision),
         "maps": maps,
@@ -60,7 +62,15 @@ def explained(config: Config, policy: Policy, answer: dict[str, Any]) -> dict[st
             }
             for frame in answer["frames"]
         ],
+        "dropped": answer["dropped"],
     }
+
+
+def _tools(config: Config, wanted: Iterable[str], framed: Sequence[str]) -> list[str]:
+    """With the members that a group gives it to in its place."""
+    members = {group.name: group.members for group in config.groups}
+    found = [tool for name in wanted for tool in (t for t in members.get(name, (name,)) if name not in members or t in framed)]
+    return list(dict.fromkeys(found))
 
 
 def _decisions(decision: Decision) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ def copies(config: Config) -> int:
 def merged(outer: Shape, inner: Shape) -> Shape:
     """The shape that a map asks for on top of that of the tool: what the map says goes, but what the tool masks or strips is gone too."""
     said = {f.name: getattr(outer, f.name) for f in fields(Shape) if getattr(outer, f.name) != getattr(PLAIN, f.name)}
+    if "slice_after" in said or "slice_bytes" in said:
+        said |= {"slice_after": outer.slice_after, "slice_bytes": outer.slice_bytes}
     made = replace(inner, **said)
     strip = tuple(dict.fromkeys((*inner.strip, *outer.strip)))
     mask = tuple(dict.fromkeys((*inner.mask, *outer.mask)))

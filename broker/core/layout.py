@@ -3,7 +3,7 @@
 A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0600) that every process maps::
 
     control            PIPELINE header                                                  written: supervisor
-                       tool_sequence int64[TOOLS]                                       written: encapsulate (fetch_add)
+                       tool_sequence int64[TOOLS]           written: supervisor before the first worker, encapsulate (fetch_add)
                        tool_state int64[TOOLS], TOOL_*                                  written: supervisor (health)
     lane-0 ...         LANE header | WORKER rows | counters | tickets | blocks          see below
     generation-1 ...   msgpack: the plan that blocks stamped 1 are handled by           written once: supervisor

@@ -16,6 +16,7 @@ from broker.core.model import Config
 from broker.core.rule_counts import file_bytes
 from broker.core.shm import Pipeline, bytes_needed, create_pipeline, open_pipeline, pipeline_directory, remove_pipeline, shared_memory_root
 from broker.supervisor.lock import AlreadyRunningError, hold
+from broker.supervisor.numbers import keep_of_dead
 from broker.supervisor.processes import attach, find
 
 MIB = 1024 * 1024
@@ -42,6 +43,7 @@ def look(name: str, log: Any) -> Running | None:
         return None
     pids = find(name)
     if not pids:
+        keep_of_dead(name)
         remove_pipeline(name)
         log.warning("left_overs_removed", directory=str(directory))
         return None

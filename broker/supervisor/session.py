@@ -23,7 +23,7 @@ from broker.core import layout
 from broker.core.errors import ConfigErrors, TapmeshError
 from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
-from broker.supervisor import plan
+from broker.supervisor import numbers, plan
 from broker.supervisor.crew import Crew
 from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
@@ -111,6 +111,8 @@ class Session:
         """First generation into fresh memory, while the host is starting. TapmeshError: call `end` then."""
         if not self.options.external_stages:
             self.host.start()
+        if not self.options.until_finished:
+            numbers.restore(self.pipeline, config, self.log)
         self.force.put(ready := self.force.prepare(config))
         self.prober.follow(ready.config)
 
@@ -300,8 +302,17 @@ class Session:
         if living:
             self.log.warning("pipeline_left", directory=str(self.pipeline.directory), reason="stages started by others still work on it")
         else:
+            self._keep_numbers()
             remove_pipeline(self.pipeline.name)
         return outcome
+
+    def _keep_numbers(self) -> None:
+        if self.options.until_finished or self.force.config is None:
+            return
+        try:
+            numbers.keep(self.pipeline, self.force.config)
+        except OSError as error:
+            self.log.warning("numbers_lost", file=str(numbers.numbers_path(self.pipeline.name)), reason=error.strerror)
 
     def leave(self) -> None:
         """Let everything run on without a supervisor. What is known of the tools stays as it is."""

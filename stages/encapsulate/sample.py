@@ -1,15 +1,24 @@
-"""Some of the packets only: of whole flows, and no more than so many a second.
+"""Which packets of too many are kept: some flows, one packet in so many, or as many as a rate allows.
 
-| kernel | does |
+| kernel | keeps |
 |---|---|
-| take_flow | whether a flow is one of the one in N that are taken: the same on every broker, for both directions |
-| take_tokens | whether a frame is within a limit of packets and bits; takes its part if it is |
+| sample_flow | one flow in n, whole: by a keyed hash of KEY.flow (stages/wire/flow.py), alike in both directions and on every agent |
+| sample_packet | exactly one of each n packets that follow each other, at a place that the key draws anew each time |
+| admit_packet | what two token buckets, of packets and of bits, have room for |
 
-A BUCKET fills with time, as packets tell it, up to its burst. Levels are kept in units in which nothing is rounded: a packet is worth
-1 000 000 000, and the bucket gets `packets_per_s` of them a nanosecond; a bit likewise. Time that goes backwards fills nothing.
+Agents with the same key keep the same flows, and one that samples 1 in 10 keeps all that another keeps at 1 in 1000: the hash is a number
+in [0, 1), and a flow is kept where it is below 1/n. KEY.flow leaves ports out in fragments, so a flow that is fragmented now and then
+counts as two. Who does not know the key cannot say what will be kept. The rate to export is 1/n.
+
+**A bucket** is a leak: what was admitted and has not yet leaked out. It leaks `rate` units a second, and a packet is admitted where its own
+units still fit below `burst`. All is counted in units * 10^9, so one nanosecond leaks exactly `rate`: nothing is rounded, nothing drifts.
+Time that stands still or goes back leaks nothing; where it goes back further than a full bucket takes to leak, as when another capture is
+played, the bucket goes on from there.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,57 +26,104 @@ from numpy.typing import NDArray
 from stages.jit import kernel
 from stages.memory import load64, mix, shift_right, store64
 
-_NS = 1_000_000_000
-MAX_BURST = 1 << 61  # of a level
+MAX_ONE_IN = 1 << 30
+MAX_RATE = 1 << 40  # a terabit, in bits/s
+MAX_BURST = 1 << 32  # 4 Gbit: with the 10^9 it fits 63 bits
 
-BUCKET = np.dtype([(name, "<i8") for name in ("packets_per_s", "bits_per_s", "most_packets", "most_bits", "packets", "bits", "ts_ns")])
-assert BUCKET.fields is not None
-_PACKETS_PER_S, _BITS_PER_S, _MOST_PACKETS, _MOST_BITS, _PACKETS, _BITS, _TS = (
-    BUCKET.fields[f][1] for f in ("packets_per_s", "bits_per_s", "most_packets", "most_bits", "packets", "bits", "ts_ns")
+COMMON_KEY = 0x5C5A_94D0_E0F1_6F2B  # of all agents that were given none
+_SECOND_NS = 1_000_000_000
+_LONGEST_BITS = 8 * 65_536
+_MIX_A, _MIX_B = 0x2D358DCCAA6C78A5, 0x0BB67AE8584CAA73  # odd, and far from each other
+
+BUCKET = np.dtype(
+    [
+        ("rate", "<i8"),  # units/s; 0: no limit
+        ("burst", "<i8"),  # units
+        ("level", "<i8"),  # units * 10^9
+        ("ts_ns", "<i8"),  # when it was that
+    ]
 )
+assert BUCKET.fields is not None
+_RATE, _BURST, _LEVEL, _TS = (BUCKET.fields[name][1] for name in BUCKET.fields)
+_BUCKET_BYTES = BUCKET.itemsize
 
-_SAMPLE_KEY = 0x5C5A_94D0_E0F1_6F2B  # one for all brokers, and another than those by which flows are shared
+
+def sampling_key(text: str) -> int:
+    """The 63-bit key that agents with the same text share."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def new_bucket(packets_per_s: int, bits_per_s: int, burst_ns: int) -> NDArray[np.void]:
-    """BUCKET[1], full; a limit of 0 is none. A burst is one packet of the greatest length at least."""
-    bucket = np.zeros(1, BUCKET)
-    for name, rate, least in (("packets", packets_per_s, 1), ("bits", bits_per_s, 8 * 65_536)):
-        most = min(max(rate * burst_ns, least * _NS), MAX_BURST) if rate else 0
-        bucket[f"{name}_per_s"], bucket[f"most_{name}"], bucket[name] = rate, most, most
-    return bucket
+def limiter_for(packets_per_s: int, bits_per_s: int, burst_ns: int) -> NDArray[np.void]:
+    """One whose bursts are what the rates give in `burst_ns`: at least one packet of the greatest length of IP, at most MAX_BURST."""
+    packets, bits = (max(rate * burst_ns // _SECOND_NS, least) for rate, least in ((packets_per_s, 1), (bits_per_s, _LONGEST_BITS)))
+    return make_limiter(packets_per_s, min(packets, MAX_BURST), bits_per_s, min(bits, MAX_BURST))
+
+
+def make_limiter(packets_per_s: int = 0, burst_packets: int = 1, bits_per_s: int = 0, burst_bits: int = 1) -> NDArray[np.void]:
+    """BUCKET[2], of packets and of bits, empty; a rate of 0 is no limit. A packet larger than `burst_bits` is never admitted."""
+    for name, value, lowest, highest in (
+        ("packets_per_s", packets_per_s, 0, MAX_RATE), ("burst_packets", burst_packets, 1, MAX_BURST),
+        ("bits_per_s", bits_per_s, 0, MAX_RATE), ("burst_bits", burst_bits, 1, MAX_BURST),
+    ):  # fmt: skip
+        if not lowest <= value <= highest:
+            raise ValueError(f"{name}: {value} is not {lowest}..{highest}")
+    limiter = np.zeros(2, BUCKET)
+    limiter["rate"], limiter["burst"] = (packets_per_s, bits_per_s), (burst_packets, burst_bits)
+    return limiter
 
 
 @kernel
-def take_flow(flow: int, one_in: int) -> int:
-    """1 or 0. `flow`: 32 bits, symmetric (VERDICT.flow)."""
-    spread = shift_right(mix(flow ^ _SAMPLE_KEY, _SAMPLE_KEY), 32)
-    return 1 if shift_right(spread * one_in, 32) == 0 else 0
+def _keyed_hash(value: int, key: int) -> int:
+    """32 bits."""
+    return shift_right(mix(mix(value ^ key, _MIX_A) ^ key, _MIX_B), 32)
 
 
 @kernel
-def _filled(level: int, rate: int, most: int, passed_ns: int) -> int:
-    """The level after so long; what would overflow is full."""
-    if passed_ns <= 0:
+def sample_flow(flow: int, key: int, n: int) -> int:
+    """1: kept. `flow`: 32 bits, of KEY or VERDICT; `key`: `sampling_key`; `n`: 1..MAX_ONE_IN."""
+    return 1 if _keyed_hash(flow, key) * n < 1 << 32 else 0
+
+
+@kernel
+def sample_packet(number: int, key: int, n: int) -> int:
+    """1: kept. `number`: of the packet, from 0, without gaps; the same number always gives the same. `n`: 1..MAX_ONE_IN."""
+    return 1 if number % n == _keyed_hash(number // n, key) * n >> 32 else 0
+
+
+@kernel
+def _leak(bucket: int, now_ns: int) -> int:
+    """The level now, which is stored."""
+    level, rate, passed_ns = load64(bucket + _LEVEL), load64(bucket + _RATE), now_ns - load64(bucket + _TS)
+    full_ns = load64(bucket + _BURST) * _SECOND_NS // rate + 1
+    if -full_ns <= passed_ns <= 0:
         return level
-    return most if passed_ns >= (most - level) // rate + 1 else min(most, level + rate * passed_ns)
+    if passed_ns > full_ns:
+        level = 0
+    elif passed_ns > 0:
+        level = max(level - passed_ns * rate, 0)
+    store64(bucket + _LEVEL, level)
+    store64(bucket + _TS, now_ns)
+    return level
 
 
 @kernel
-def take_tokens(bucket: int, ts_ns: int, n_bytes: int) -> int:
-    """1: the frame may go, and has been taken off; 0: not, and nothing was."""
-    last = load64(bucket + _TS)
-    passed = ts_ns - last if last else 0
-    if passed > 0 or last == 0:
-        store64(bucket + _TS, ts_ns)
-    packets_per_s, bits_per_s = load64(bucket + _PACKETS_PER_S), load64(bucket + _BITS_PER_S)
-    packets, bits = load64(bucket + _PACKETS), load64(bucket + _BITS)
-    if packets_per_s:
-        packets = _filled(packets, packets_per_s, load64(bucket + _MOST_PACKETS), passed)
-    if bits_per_s:
-        bits = _filled(bits, bits_per_s, load64(bucket + _MOST_BITS), passed)
-    needed = 8 * n_bytes * _NS
-    goes = (packets_per_s == 0 or packets >= _NS) and (bits_per_s == 0 or bits >= needed)
-    store64(bucket + _PACKETS, packets - _NS if goes and packets_per_s else packets)
-    store64(bucket + _BITS, bits - needed if goes and bits_per_s else bits)
-    return 1 if goes else 0
+def _has_room(bucket: int, now_ns: int, units: int) -> bool:
+    if load64(bucket + _RATE) == 0:
+        return True
+    return _leak(bucket, now_ns) <= (load64(bucket + _BURST) - units) * _SECOND_NS
+
+
+@kernel
+def _pour(bucket: int, units: int) -> None:
+    if load64(bucket + _RATE):
+        store64(bucket + _LEVEL, load64(bucket + _LEVEL) + units * _SECOND_NS)
+
+
+@kernel
+def admit_packet(limiter: int, now_ns: int, n_bits: int) -> int:
+    """1: both buckets of `limiter`, BUCKET[2], had room for it, and have it now; 0: neither has changed."""
+    if not _has_room(limiter, now_ns, 1) or not _has_room(limiter + _BUCKET_BYTES, now_ns, n_bits):
+        return 0
+    _pour(limiter, 1)
+    _pour(limiter + _BUCKET_BYTES, n_bits)
+    return 1

@@ -65,7 +65,7 @@ from stages.encapsulate.plan import (
     has_room,
     original_length,
 )
-from stages.encapsulate.sample import take_flow, take_tokens
+from stages.encapsulate.sample import COMMON_KEY, admit_packet, sample_flow, sample_packet
 from stages.encapsulate.segment import (
     header_len_of as segment_header_len_of,
 )
@@ -105,12 +105,12 @@ def _left_out(plan: int, route: int, p: int, flow: int) -> bool:
     packet = load64(plan + PACKETS) + p * PACKET_BYTES
     if one_in > 1:
         if load64(route + _BY_PACKET):
-            n = load64(route + _COUNTED)
-            store64(route + _COUNTED, n + 1 if n + 1 < one_in else 0)
-            taken = n == 0
+            number = load64(route + _COUNTED)
+            store64(route + _COUNTED, number + 1)
+            taken = sample_packet(number, COMMON_KEY, one_in)
         else:
-            taken = take_flow(flow, one_in) != 0
-        if not taken:
+            taken = sample_flow(flow, COMMON_KEY, one_in)
+        if taken == 0:
             count(plan, tool, SAMPLED)
             return True
     if load64(route + _DEDUP):
@@ -169,7 +169,7 @@ def _emit(plan: int, route: int, p: int, share: int, head_len: int, data_at: int
         count(plan, tool, NO_ROOM)
         return
     packet = load64(plan + PACKETS) + p * PACKET_BYTES
-    if load64(route + _LIMIT) and take_tokens(load64(route + _LIMIT), load64(packet + PACKET_TS), outer + head_len + data_len) == 0:
+    if load64(route + _LIMIT) and admit_packet(load64(route + _LIMIT), load64(packet + PACKET_TS), 8 * (outer + head_len + data_len)) == 0:
         count(plan, tool, LIMITED)
         return
     if sliced:

@@ -16,7 +16,7 @@ number of workers, because block b takes its own only after block b - 1:
 | row of b - 1 is there, row of b is not | its turn | takes numbers, writes the row |
 | row of b is there | this worker died after taking them | uses them again: same bytes |
 
-A reload leaves them going on; a pipeline made anew begins at 0.
+A reload leaves them going on, a restart of the broker too (`broker/supervisor/numbers.py`); a replay begins at 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
 from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
-
 
 _EVICTED = index("encapsulate", "dedup_evicted")
 

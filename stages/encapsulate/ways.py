@@ -30,7 +30,7 @@ from stages.encapsulate.layers import (
     STRIP_VXLAN,
 )
 from stages.encapsulate.masks import FROM_FRAME, FROM_L3, FROM_L4, FROM_PAYLOAD
-from stages.encapsulate.sample import new_bucket
+from stages.encapsulate.sample import limiter_for
 
 BUCKETS = 1024
 """Of a group: flows are spread over them, and each belongs to a member."""
@@ -149,7 +149,7 @@ class Ways:
         key = tool.name, asked
         known = self._before._buckets if self._before else {}
         if key not in self._buckets:
-            made = known[key] if key in known else new_bucket(asked.packets_per_s, asked.bits_per_s, asked.burst_ms * 1_000_000)
+            made = known[key] if key in known else limiter_for(asked.packets_per_s, asked.bits_per_s, asked.burst_ms * 1_000_000)
             self._buckets[key] = made
         return self._buckets[key]
 

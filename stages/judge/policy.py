@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.config.deliveries import deliveries
 from broker.config.policy import image
 from broker.config.policy.image import IMAGE
 from broker.core import layout
@@ -34,7 +35,7 @@ GEOMETRY = Geometry(max_packets=PACKETS)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`decisions`: of each map, (answer in ANSWERS, rule from 0 or -1)."""
+    """`tools`: and groups. `decisions`: of each map, (answer in ANSWERS, rule from 0 or -1)."""
 
     tools: tuple[str, ...]
     cause: str
@@ -72,7 +73,7 @@ class Judging:
         self.code: list[int] = self._part(head, "code", np.dtype(np.uint32)).tolist()
         self.tests_at = self.generation.image_at + int(head["tests_at"])
         self._first_rule = [int(row["first_rule"]) for row in self.maps]
-        self._tools = sorted((tool.slot, tool.name) for tool in config.tools)
+        self._tools = sorted((d.slot, d.to) for d in deliveries(config))
         self._block = np.zeros(1, layout.BLOCK)
         self._block["n_packets"] = 1
         self._block_at, self._seq = int(self._block.ctypes.data), 0
@@ -139,7 +140,7 @@ class Judging:
         row = self.state.memory[at : at + OUTCOME.itemsize].view(OUTCOME)[0]
         results = self.state.memory[at + OUTCOME.itemsize :][: 4 * len(self.maps)].view(np.uint32)
         verdict = int(row["verdict"])
-        tools = tuple(name for slot, name in self._tools if verdict >> slot & 1)
+        tools = tuple(dict.fromkeys(name for slot, name in self._tools if verdict >> slot & 1))
         decisions = tuple(self._decision(int(result), first) for result, first in zip(results, self._first_rule, strict=True))
         return Outcome(tools, layout.CAUSE_NAMES[int(row["cause"])], decisions)
 

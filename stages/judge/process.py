@@ -4,7 +4,7 @@
 |---|---|
 | {do: load, directory, number} | {ok} generation `number` of the directory is policy `number` |
 | {do: judge, policy, packets: [PACKET]} | {ok, outcomes: [OUTCOME]}, each packet on its own: no fragment follows another |
-| {do: explain, policy, packet: PACKET or file, input, number; beyond} | {ok, packet, outcome, maps, frames}, see `_explain` |
+| {do: explain, policy, packet: PACKET or file, input, number; beyond} | {ok, packet, outcome, maps, frames, dropped}, see `_explain` |
 | {do: compare, old, new} | {ok} a comparison begins; then |
 | {do: add, rows, data} | {ok} PACKET rows and the data of a block, as bytes |
 | {do: play, file, input} | {ok} all of a capture file |
@@ -116,7 +116,7 @@ class Judge:
         return judging.outcome(judging.judge(self._one, 0))
 
     def _explain(self, judging: Judging, request: dict[str, Any]) -> dict[str, Any]:
-        """The packet as it was parsed; its outcome; its frames; of each map [[rule, answer, [TEST row << 2 | answer of each]]]."""
+        """The packet; its outcome; its frames, or why there is none; of each map [[rule, answer, [TEST row << 2 | answer of each]]]."""
         if "file" in request:
             found = packet_of(self._directory, request["file"], request["input"], request["number"], judging)
             row = found.packets[int(found.block["n_packets"][0]) - 1]
@@ -146,7 +146,8 @@ class Judge:
                 )
             maps.append([[t.rule, t.answer, [row << 2 | said for row, said in t.asked]] for t in tried])
         about = {"data": data, "wirelen": wirelen, "input": slot, "ts_ns": ts_ns, "fields": parsed}
-        return {"packet": about, "outcome": _plain(judging, outcome, slot), "maps": maps, "frames": frames(self._one, judging.generation)}
+        framed, dropped = frames(self._one, judging.generation)
+        return {"packet": about, "outcome": _plain(judging, outcome, slot), "maps": maps, "frames": framed, "dropped": dropped}
 
     def _play(self, changes: Changes, file: str, input_slot: int) -> None:
         told = 0

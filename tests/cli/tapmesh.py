@@ -21,6 +21,7 @@ from broker.core import layout
 from broker.core.layout import STAGES
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
 from broker.supervisor import prepare
+from broker.supervisor.numbers import numbers_path
 from broker.supervisor.processes import find
 from tests.packets import udp_frame
 from tests.waiting import until
@@ -129,6 +130,7 @@ def started(arguments: Sequence[object], name: str, directory: Path, *, level: s
             process.wait()
         prepare.clear(name)
         pipeline_directory(name).with_name(f"tapmesh-{name}.lock").unlink(missing_ok=True)
+        numbers_path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

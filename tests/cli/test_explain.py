@@ -93,6 +93,33 @@ def test_the_outer_bytes_are_those_that_a_replay_writes(config: Path, tmp_path: 
     assert frames["ids"]["outer"] == frames["ids"]["header"] + TO_DATABASE.hex()
 
 
+EVERY_KIND = {
+    "nvgre": "vsid: 9", "gre-ip": "key: 5, checksum: true", "erspan1": "df: true", "erspan2": "session: 3", "erspan3": "subheader: true",
+    "vxlan": "vni: 4, udp_checksum: true", "geneve": "generation: true", "gre-udp": "sequence: true",
+}  # fmt: skip
+
+
+def test_the_outer_bytes_of_every_tunnel_are_those_that_a_replay_writes(tmp_path: Path) -> None:
+    tools = "".join(
+        f"  {kind}{version}: {{tunnel: {{kind: {kind}, remote: '{remote}', source: '{source}', {more}}}}}\n"
+        for kind, more in EVERY_KIND.items()
+        for version, remote, source in ((4, "192.0.2.9", "192.0.2.1"), (6, "2001:db8::9", "2001:db8::1"))
+    )
+    names = [f"{kind}{version}" for kind in EVERY_KIND for version in (4, 6)]
+    config = tmp_path / "c.yaml"
+    config.write_text(f"inputs: {{a: {{kind: pcap, file: {tmp_path}/in.pcap}}}}\ntools:\n{tools}collector: [{', '.join(names)}]\n")
+    (tmp_path / "in.pcap").write_bytes(pcap([TO_DATABASE]))
+    assert tapmesh("replay", tmp_path / "in.pcap", "--config", config, "--out", tmp_path / "out").returncode == 0
+    found = explain(config, "--capture", tmp_path / "in.pcap", "--packet", 1)
+    frames = {frame["tool"]: frame["outer"] for frame in found["frames"]}
+    assert frames == {name: read_pcap((tmp_path / "out" / f"{name}.pcap").read_bytes())[1][0][1].hex() for name in names}
+    assert found["dropped"] == {}
+    arp = ethernet(bytes(46), type=0x0806)
+    assert explain(config, "--hex", arp.hex())["dropped"] == {"gre-ip4": "dropped_not_ip", "gre-ip6": "dropped_not_ip"}
+    text = tapmesh("explain", "--config", config, "--hex", arp.hex()).stdout
+    assert "  gre-ip4: no frame (dropped_not_ip): no IPv4 or IPv6 packet in the frame" in text
+
+
 def test_the_input_decides_which_maps_look(config: Path) -> None:
     found = explain(config, "--hex", SSH.hex(" "), "--input", "span1")
     assert [(d["decision"], d["rule"]) for d in found["decisions"]] == [("drop", 0), ("pass", 0)]
@@ -179,6 +206,37 @@ def test_a_later_fragment_is_explained_with_what_its_first_has_shown(config: Pat
     alone = explain(config, "--hex", later.hex())
     assert (alone["packet"]["fragment"], alone["decisions"][0]["decision"]) == ("later", "undetermined")
     assert alone["maps"][0]["tried"][0]["reason"] == "it is a later fragment"
+
+
+GROUPS = """
+inputs: {span0: {kind: pcap, file: x.pcap}}
+tools:
+  ids: {tunnel: {kind: gre, remote: 192.0.2.1, source: 192.0.2.7}, push_vlan: 9, slice_after: l4}
+  rec: {kind: pcap, file: out.pcap, mask: payload}
+  few: {kind: pcap, file: few.pcap, sample: {one_in: 1000000}}
+groups:
+  one: {members: [ids]}
+  all: {members: [ids, rec, few], mode: replicate}
+maps:
+  - {name: web, rules: [{pass: tcp}], to: [one, rec]}
+  - {name: dns, rules: [{pass: udp}], to: [all], slice_bytes: 40}
+"""
+
+
+def test_groups_and_shapes_are_told_as_what_leaves(tmp_path: Path) -> None:
+    config = tmp_path / "groups.yaml"
+    config.write_text(GROUPS)
+    web = explain(config, "--packet", "ip.src=10.0.0.1 ip.dst=10.0.0.2 tcp.dst=80 payload=hello")
+    assert web["delivers"] == ["rec", "ids"]
+    outer = {frame["tool"]: bytes.fromhex(frame["outer"]) for frame in web["frames"]}
+    packet = bytes.fromhex(web["packet"]["hex"])
+    assert outer["ids"][24:] == packet[:12] + bytes.fromhex("81000009") + packet[12:54]
+    assert outer["rec"][:54] + b"hello" == packet[:50] + outer["rec"][50:52] + packet[52:]
+    dns = explain(config, "--packet", "ip.src=10.0.0.1 ip.dst=10.0.0.2 udp.dst=53 payload=hellohellohello")
+    assert [(frame["tool"], len(frame["outer"]) // 2) for frame in dns["frames"]] == [("ids", 24 + 40), ("rec", 40)]
+    assert dns["dropped"] == {"few": "dropped_sampled"}
+    done = tapmesh("explain", "--config", config, "--packet", "udp.dst=53")
+    assert "few: no frame (dropped_sampled): left out by" in done.stdout
 
 
 def test_what_is_asked_wrongly_is_said_in_words(config: Path, tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ OVS = (
     Vector("tests/tunnel-push-pop.at:660", "gre-ip", 42, {"key": 456}),
     Vector("tests/tunnel-push-pop.at:600", "vxlan", 50, {"vni": 123, "source_port": 4789}),
 )
-"""Those of complete frames in tunnels that we have. Others are cut, have options that we do not write, or carry
-ERSPAN III under the type of ERSPAN II (system-traffic.at:1526)."""
+"""Those of complete frames in tunnels that we have. Others are cut, have options that we do not write (Geneve's, VXLAN's policies), or
+carry ERSPAN III under the type of ERSPAN II (system-traffic.at:1526)."""
 
 
 def known() -> dict[str, bytes]:
