@@ -187,7 +187,7 @@ MISTAKES: list[tuple[str, ...]] = [
      "6:17: tools.ids.tunnel.subheader: Snort 3 takes ERSPAN III with its subheader only, expected true"),
     ("{kind: gre, remote: 192.0.2.9, key: 7}", "{kind: erspan3, remote: 192.0.2.9}, receiver: suricata, colour: red",
      ("6:73: tools.ids: unknown key 'colour'; expected one of tunnel, receiver, sample, dedup, strip, push_vlan, mask, mask_checksums, "
-      "slice_after, slice_bytes, limit, super_frames and 4 more")),
+      "slice_after, slice_bytes, limit, super_frames and 5 more")),
     ("tunnel: {kind: gre, remote: 192.0.2.9, key: 7}", "kind: gre, remote: 192.0.2.9",
      "6:15: tools.ids.kind: 'gre' is the kind of a tunnel, expected tunnel: {kind: gre, ...}"),
     ("tunnel: {kind: gre, remote: 192.0.2.9, key: 7}", "kind: pcap, file: a, tunnel: {kind: gre, remote: 192.0.2.9}",
