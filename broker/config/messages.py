@@ -10,8 +10,8 @@ from pydantic_core import ErrorDetails
 from broker.config.document import Document, Error, Path, dotted
 from broker.config.parts import Part, written_fields
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Whole
-from broker.config.shaping import NESTED, RemotePart
+from broker.config.schema import NESTED, SECTIONS, TAGGED, Whole
+from broker.config.shaping import RemotePart
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:

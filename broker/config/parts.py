@@ -53,6 +53,7 @@ def kind(word: str) -> Parsed:
 
 
 NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
+FILE = text(scalars.file, minLength=1)
 INTERFACE = text(scalars.interface, minLength=1, maxLength=15)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -10,7 +10,7 @@ import yaml
 from broker.config.document import Text
 from broker.config.packet import parse_fields
 from broker.config.tunnels import TUNNELS
-from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Tool, Tunnel
+from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -73,11 +73,27 @@ def _input(value: Input) -> dict[str, Any]:
 def _tool(value: Tool) -> dict[str, Any]:
     shaped = _shape(value.shape) | {"super_frames": value.super_frames, "segment_bytes": value.segment_bytes}
     if value.tunnel is None:
-        return {"kind": "pcap", "file": value.file, **shaped}
+        return _bare(value) | shaped
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
     receiver = {"receiver": value.receiver} if value.receiver else {}
     return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+
+
+def _bare(value: Tool) -> dict[str, Any]:
+    """What a tool without a tunnel is."""
+    if value.interface:
+        return {"kind": "interface", "interface": value.interface, "qdisc_bypass": value.qdisc_bypass}
+    if value.stream is not None:
+        stream = {"kind": "stream"} | _said(replace(value.stream, tls=None)) | {"format": value.format}
+        return stream if value.stream.tls is None else stream | {"tls": _tls(value.stream)}
+    return {"kind": value.format} | ({"file": value.file} if value.rotation is None else _said(value.rotation))
+
+
+def _tls(value: Stream) -> dict[str, Any]:
+    said = _said(value.tls)
+    said.pop("verify", None)
+    return said | ({"verify": value.tls.verify} if value.connect and value.tls else {})
 
 
 def _said(value: Any) -> dict[str, Any]:

@@ -226,6 +226,14 @@ def endpoint(value: Any) -> str:
     return f"[{found}]:{int(port)}" if bracketed else f"{found}:{int(port)}"
 
 
+def server_name(value: Any) -> str:
+    """A name that a certificate may have: of a host, or an address."""
+    word = text(value, "the name of a host")
+    if not re.fullmatch(r"[A-Za-z0-9:]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9:])?", word):
+        raise Wrong(f"{shown(value)} is not a name of a host, expected one such as collector.example.net")
+    return word
+
+
 def pace(value: Any) -> str:
     """``max``, ``recorded``, ``2x`` (times as fast as recorded) or packets per second."""
     expected = "expected max, recorded, a factor such as 2x or 0.5x, or packets per second such as 10000"
@@ -318,14 +326,15 @@ def kind_of(value: Any, kinds: Iterable[str]) -> Any:
     return value
 
 
-def tool(value: Any) -> Any:
-    """A mapping with either `tunnel` or kind: pcap."""
+def tool(value: Any, kinds: tuple[str, ...]) -> Any:
+    """A mapping with either `tunnel` or a `kind` that is one of `kinds`."""
+    expected = f"kind: {alternatives(kinds)}"
     if not isinstance(value, dict):
-        raise Wrong(f"found {shown(value)}, expected a mapping with tunnel: {{...}} or kind: pcap")
+        raise Wrong(f"found {shown(value)}, expected a mapping with tunnel: {{...}} or {expected}")
     if "tunnel" in value and "kind" in value:
-        raise Wrong("a tool has a tunnel or is a file (kind: pcap), not both; leave one out", ("kind",))
+        raise Wrong("a tool has a tunnel or a kind, not both; leave one out", ("kind",))
     if "tunnel" not in value and "kind" not in value:
-        raise Wrong("neither tunnel nor kind, expected tunnel: {kind: gre, ...} or kind: pcap")
+        raise Wrong(f"neither tunnel nor kind, expected tunnel: {{kind: gre, ...}} or {expected}")
     if "kind" in value and value["kind"] in get_args(TunnelKind):
         raise Wrong(f"'{value['kind']}' is the kind of a tunnel, expected tunnel: {{kind: {value['kind']}, ...}}", ("kind",))
-    return value if "tunnel" in value else kind_of(value, ("pcap",))
+    return value if "tunnel" in value else kind_of(value, kinds)

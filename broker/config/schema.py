@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from broker.config import packet, scalars
+from broker.config import packet, scalars, tools
 from broker.config.parts import (
+    FILE,
     INTERFACE,
     NAME,
     TRUTH,
@@ -33,11 +34,11 @@ from broker.config.parts import (
     whole,
 )
 from broker.config.receivers import RECEIVERS, refusals
-from broker.config.shaping import GroupPart, ReceiverPart, RemotePart, ShapePart
+from broker.config.shaping import NESTED as SHAPING
+from broker.config.shaping import GroupPart, RemotePart, ShapePart
 from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
-FILE = text(scalars.file, minLength=1)
 ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
 NET = text(scalars.net, minLength=1)
 PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
@@ -103,7 +104,9 @@ def tagged_input(value: Any) -> str:
 
 
 def tagged_tool(value: Any) -> str:
-    return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
+    if not isinstance(value, dict):
+        return next(tag for tag, part in TAGGED.items() if isinstance(value, part))
+    return "@tunnel" if "tunnel" in value else "@file" if value["kind"] in ("pcap", "pcapng") else tagged_kind(value)
 
 
 class TunnelTool(RemotePart):
@@ -117,14 +120,6 @@ class TunnelTool(RemotePart):
         for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
             raise scalars.Wrong(reason, ("tunnel", key))
         return self
-
-
-class FileTool(ReceiverPart):
-    """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
-
-    kind: Annotated[Literal["pcap"], kind("pcap")]
-    file: Annotated[str | None, FILE] = Field(None, description="the file to write")
-    directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
 
 
 class MapPart(ShapePart):
@@ -177,9 +172,12 @@ Input = Annotated[
     BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap", "tunnel"))),
 ]
 Tool = Annotated[
-    Annotated[TunnelTool, Tag("@tunnel")] | Annotated[FileTool, Tag("@file")],
+    Annotated[TunnelTool, Tag("@tunnel")]
+    | Annotated[tools.FileTool, Tag("@file")]
+    | Annotated[tools.InterfaceTool, Tag("@interface")]
+    | Annotated[tools.StreamTool, Tag("@stream")],
     Discriminator(tagged_tool),
-    BeforeValidator(scalars.tool),
+    BeforeValidator(partial(scalars.tool, kinds=tools.KINDS)),
 ]
 
 
@@ -216,8 +214,13 @@ TAGGED: dict[str, type[Part]] = {
     "@tunnel-input": TunnelInput,
     **{f"@{kind}": part for kind, part in TUNNELS.items()},
     "@tunnel": TunnelTool,
-    "@file": FileTool,
+    "@file": tools.FileTool,
+    "@interface": tools.InterfaceTool,
+    "@stream": tools.StreamTool,
 }
+NESTED: dict[str, type[Part]] = {**SHAPING, "tls": tools.TlsPart}
+"""Parts by the key under which they stand, anywhere."""
+
 SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 

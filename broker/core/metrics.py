@@ -143,8 +143,15 @@ COUNTERS: tuple[Counter, ...] = (
         ("dropped_damaged_frame", "frames", "the frame's row points outside the block: shared memory is damaged"),
         ("repeated_frames", "frames", "at most so many were delivered a second time after a crash"),
         ("unheard_reports", "times", "the network said that an earlier frame reached nobody (ICMP); several at once count as one"),
+        ("reader_missed_frames", "frames", "missed by a reader of the tool's stream that was too slow, of each; others may have them"),
+        ("reader_lost_frames", "frames", "delivered to a reader of the tool's stream, and not yet taken from us when it went"),
         ("file_bytes", "bytes", "length of the tool's file that is known to be whole"),
         ("file_inode", "-", "which file that is"),
+        ("file_begun_ns", "ns", "when that file was begun, as its name says, if the tool's files follow one another"),
+    ),
+    *_rows(
+        "send", "tool", True,
+        ("file_next_ns", "ns", "the same of a file begun since: a worker that takes over removes it, if it is not committed"),
     ),
 )  # fmt: skip
 

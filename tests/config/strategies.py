@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
-from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Stages, Stream, Tls, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -97,6 +97,30 @@ def tunnels(draw: st.DrawFn) -> Tunnel:
 
 
 @st.composite
+def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
+    """Of any kind; `file` and `number` make it different from others."""
+    kind = draw(st.sampled_from(["tunnel", "file", "rotation", "interface", "stream"]))
+    made = draw(st.sampled_from(["pcap", "pcapng"]))
+    if kind == "tunnel":
+        return Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"])))
+    if kind == "interface":
+        return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))
+    if kind == "file":
+        return Tool(name, file=file, format=made)
+    if kind == "rotation":
+        by_size, by_time = draw(st.sampled_from([(1 << 20, 0), (0, 60), (10**9, 3600)]))
+        return Tool(
+            name, format=made, rotation=Rotation(file, by_size, by_time, draw(st.integers(0, 9)), draw(st.sampled_from(["none", "gzip"])))
+        )
+    buffer_bytes = draw(st.integers(1 << 16, 1 << 28))
+    if draw(st.booleans()):
+        tls = draw(st.none() | st.builds(Tls, ca=st.just("") | words, server_name=st.sampled_from(["", "a.example"]), verify=st.booleans()))
+        return Tool(name, format=made, stream=Stream(connect=f"192.0.2.{number}:9000", buffer_bytes=buffer_bytes, tls=tls))
+    tls = draw(st.none() | st.builds(Tls, ca=st.just("") | words, cert=words, key=st.just("") | words))
+    return Tool(name, format=made, stream=Stream(listen=f"[::]:{9000 + number}", buffer_bytes=buffer_bytes, tls=tls))
+
+
+@st.composite
 def endpoints(draw: st.DrawFn, name: str, n: int) -> Input:
     """`n` differs between those of one configuration."""
     listen = draw(st.sampled_from(["gre-udp", "vxlan", "geneve"] if n else ["gre", "gre-udp", "vxlan", "geneve"]))
@@ -136,10 +160,7 @@ def configs(draw: st.DrawFn) -> Config:
             pace = draw(st.sampled_from(["max", "recorded", "2x", "0.5x", "10000"]))
             inputs.append(Input(name, "pcap", files=tuple(files(draw(st.integers(1, 3)), "in")), pace=pace))
     tool_names = some(1)
-    tools = [
-        Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"]))) if draw(st.booleans()) else Tool(name, file=file)
-        for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
-    ]
+    tools = [draw(some_tools(name, file, n)) for n, (name, file) in enumerate(zip(tool_names, files(len(tool_names), "out"), strict=True))]
     to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)
     to_any = st.just(()) | to
     rules = st.lists(st.builds(Rule, st.sampled_from(["pass", "drop"]), expressions), min_size=1, max_size=3).map(tuple)
