@@ -74,7 +74,7 @@ def _twice(document: Document, what: str, values: Iterator[tuple[Path, str]]) ->
 
 
 def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
-    interfaces = []
+    interfaces, listeners = [], []
     for name, value in inputs.items():
         if not isinstance(value, dict):
             continue
@@ -86,7 +86,39 @@ def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
             yield _error(document, path, f"{found}, expected one of them")
         if value.get("kind") == "pcap" and isinstance(value.get("files"), list) and not value["files"]:
             yield _error(document, (*path, "files"), "found an empty list, expected at least 1 entry")
+        if value.get("kind") == "tunnel" and isinstance(value.get("listen"), Text):
+            yield from _endpoint(document, path, value)
+            where = ((*path, "listen"), " ".join(str(value[key]) for key in ("listen", "address", "port") if key in value))
+            listeners.append(where)
     yield from _twice(document, "interface", iter(interfaces))
+    yield from _twice(document, "listener", iter(listeners))
+
+
+_ONLY = {"port": ("vxlan", "geneve", "gre-udp"), "key": ("gre", "gre-udp"), "vni": ("vxlan", "geneve")}
+
+
+def _endpoint(document: Document, path: Path, value: dict[str, Any]) -> Iterator[Error]:
+    """A tunnel input: keys that its tunnel does not have, and nets of another family than its own address."""
+    listen = str(value["listen"])
+    for key, kinds in _ONLY.items():
+        if key in value and listen not in kinds:
+            at = (*path, key)
+            yield (
+                document.place(at, of_key=True),
+                dotted(at),
+                f"{listen} has no {key}, expected it with listen: {scalars.alternatives(kinds)}",
+            )
+    try:
+        ours = ipaddress.ip_address(str(value.get("address")))
+    except ValueError:
+        return  # none, or told by its own check
+    for at, net in _listed((*path, "from"), value.get("from")):
+        try:
+            version = ipaddress.ip_network(net, strict=False).version
+        except ValueError:
+            continue
+        if version != ours.version:
+            yield _error(document, at, f"IPv{version}, but address is IPv{ours.version}; expected nets of its family")
 
 
 def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) -> Iterator[Error]:

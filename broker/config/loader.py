@@ -104,9 +104,12 @@ def _key(document: Document, *path: str) -> Place:
     return document.place(path, of_key=True)
 
 
-def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory: str, place: Place) -> Input:
+def _input(name: str, value: schema.AfPacketInput | schema.PcapInput | schema.TunnelInput, directory: str, place: Place) -> Input:
     if isinstance(value, schema.AfPacketInput):
-        return Input(name, "afpacket", interface=value.interface, promiscuous=value.promiscuous, ring_bytes=value.ring_bytes, place=place)
+        return Input(name, **value.model_dump(), place=place)
+    if isinstance(value, schema.TunnelInput):
+        port = value.port or schema.LISTEN_PORTS[value.listen]
+        return Input(name, **value.model_dump(exclude={"senders", "port"}), senders=tuple(value.senders), port=port, place=place)
     files = value.files or [str(value.file)]
     return Input(name, "pcap", files=tuple(os.path.join(directory, file) for file in files), pace=value.pace, place=place)
 

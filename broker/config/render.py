@@ -61,7 +61,11 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {"kind": value.kind, "interface": value.interface, "promiscuous": value.promiscuous, "ring_bytes": value.ring_bytes}
+        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+    if value.kind == "tunnel":
+        given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
+        given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}
+        return {"kind": value.kind, "listen": value.listen, "from": list(value.senders), **given, "buffer_bytes": value.buffer_bytes}
     files = {"file": value.files[0]} if len(value.files) == 1 else {"files": list(value.files)}
     return {"kind": value.kind, **files, "pace": int(value.pace) if value.pace.isdigit() else value.pace}
 

@@ -194,6 +194,21 @@ def host(value: Any) -> str:
     raise Wrong(f"{shown(value)} is {kind}, expected the address of one host")
 
 
+def net(value: Any) -> str:
+    """An address or a net, in its one spelling: with a prefix length."""
+    word = text(value, "an address or a net")
+    try:
+        found = ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        raise Wrong(f"{shown(value)} is not an address (10.1.0.5) or a net (10.1.0.0/24)") from None
+    at = ipaddress.ip_interface(word)
+    if "%" in word or (isinstance(at, ipaddress.IPv6Interface) and at.ip.ipv4_mapped is not None):
+        raise Wrong(f"{shown(value)} is {'of one link' if '%' in word else 'IPv4-mapped'}, expected a net without that")
+    if at.ip != found.network_address:
+        raise Wrong(f"{shown(value)} has bits set behind its prefix, expected {found} or {at.ip}")
+    return str(found)
+
+
 def endpoint(value: Any) -> str:
     """``address:port``, ``[address]:port`` for IPv6; port 0: one that the kernel chooses."""
     word = text(value, "address:port")

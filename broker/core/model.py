@@ -29,13 +29,21 @@ STDOUT = "-"
 @dataclass(frozen=True, slots=True)
 class Input:
     name: str
-    kind: Literal["afpacket", "pcap"]
+    kind: Literal["afpacket", "pcap", "tunnel"]
     slot: int = 0
     interface: str = ""  # afpacket
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
+    capture_own: bool = False  # take packets of our own tunnels too
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
+    listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE
+    senders: tuple[str, ...] = ()  # nets that packets are taken from
+    address: str = ""  # ours; empty: any
+    port: int = 0  # of UDP; 0: it has none
+    key: int | None = None  # take this GRE key only
+    vni: int | None = None  # take this VNI only
+    buffer_bytes: int = 32 * 1024 * 1024  # of the socket
     place: Place | None = field(default=None, compare=False)
 
 
@@ -206,6 +214,7 @@ class Tool:
     slot: int = 0
     tunnel: Tunnel | None = None
     file: str = ""  # "-": standard output; with `tunnel`: write outer packets there instead of sending them (replay)
+    tap: str = ""  # a tap device that is made, on which the frames come in (tapmesh receive)
     receiver: str = ""  # what reads at the far end of the tunnel, see `broker/config/receivers.py`
     shape: Shape = field(default_factory=Shape)
     super_frames: Literal["whole", "segment"] = "whole"

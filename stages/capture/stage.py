@@ -21,8 +21,11 @@ from typing import ClassVar
 from broker.core.batch import Batch
 from broker.core.stage import Context, Generation
 from stages.capture.afpacket import Interface
+from stages.capture.endpoint import Endpoint
 from stages.capture.errors import SourceError, report
 from stages.capture.files import Files
+
+_SOURCES: dict[str, type[Files | Interface | Endpoint]] = {"pcap": Files, "afpacket": Interface, "tunnel": Endpoint}
 
 
 class Capture:
@@ -32,11 +35,7 @@ class Capture:
 
     def open(self, context: Context) -> None:
         """SourceError in words when there is nothing to capture from."""
-        self._source: Files | Interface
-        if context.lane.inputs[0].kind == "pcap":
-            self._source = Files(context)
-        else:
-            self._source = Interface(context)
+        self._source: Files | Interface | Endpoint = _SOURCES[context.lane.inputs[0].kind](context)
         try:
             self._source.open()
         except SourceError as error:
@@ -44,7 +43,8 @@ class Capture:
             raise
 
     def load(self, generation: Generation) -> None:
-        """Capture takes what comes, whatever the policy says."""
+        """Capture takes what comes, whatever the policy says; but an interface has to know our own packets."""
+        self._source.load(generation)
 
     def step(self, batch: Batch) -> int:
         return self._source.step(batch)

@@ -9,7 +9,7 @@ from broker.core.metrics import index
 from stages.encapsulate import templates
 from stages.encapsulate.ways import ROUTE, WAY
 from stages.jit import kernel
-from stages.memory import add64, load64, store16, store32, store64
+from stages.memory import add64, load64, store32, store64
 
 PLAN = np.dtype(
     [
@@ -46,10 +46,9 @@ VERDICT_BYTES = layout.VERDICT.itemsize
 VERDICT_BITS, VERDICT_FLOW = (layout.VERDICT.fields[f][1] for f in ("verdict", "flow"))
 
 assert layout.FRAME.fields is not None
-_FRAME_BYTES = layout.FRAME.itemsize
-_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE, _WIRELEN = (
-    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share", "wirelen")
-)
+FRAME_BYTES = layout.FRAME.itemsize
+_ORDER = ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "wirelen", "share")
+assert [layout.FRAME.fields[name][1] for name in _ORDER] == [0, 4, 6, 8, 12, 16, 20, 24]  # `write_row` stands on it
 
 assert ROUTE.fields is not None
 assert WAY.fields is not None
@@ -83,18 +82,21 @@ def has_room(plan: int, header_len: int) -> bool:
 
 
 @kernel
+def write_row(
+    frame: int, p: int, tool: int, share: int, header_at: int, header_len: int, data_at: int, data_len: int, wirelen: int
+) -> None:
+    """A FRAME row, by words. `header_len` is below 32768."""
+    store64(frame, p | tool << 32 | header_len << 48)
+    store64(frame + 8, header_at | data_at << 32)
+    store64(frame + 16, data_len | wirelen << 32)
+    store32(frame + 24, share)
+
+
+@kernel
 def add_frame(plan: int, p: int, tool: int, share: int, header_len: int, data_at: int, data_len: int, wirelen: int) -> None:
     """A row whose header is the next `header_len` bytes. There must be room."""
     n_frames, header_at = load64(plan + N_FRAMES), load64(plan + HEADERS_USED)
-    frame = load64(plan + FRAMES) + n_frames * _FRAME_BYTES
-    store32(frame + _PACKET, p)
-    store16(frame + _TOOL, tool)
-    store16(frame + _HEADER_LEN, header_len)
-    store32(frame + _HEADER_AT, header_at)
-    store32(frame + _DATA_AT, data_at)
-    store32(frame + _DATA_LEN, data_len)
-    store32(frame + _SHARE, share)
-    store32(frame + _WIRELEN, wirelen)
+    write_row(load64(plan + FRAMES) + n_frames * FRAME_BYTES, p, tool, share, header_at, header_len, data_at, data_len, wirelen)
     add64(load64(plan + NUMBERS) + 8 * tool, 1)
     add64(load64(plan + COUNTERS) + 8 * tool + FRAMED_BYTES, header_len + data_len)
     store64(plan + LAST_HEADER, header_at)

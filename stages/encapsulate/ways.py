@@ -30,6 +30,7 @@ from stages.encapsulate.layers import (
     STRIP_VXLAN,
 )
 from stages.encapsulate.masks import FROM_FRAME, FROM_L3, FROM_L4, FROM_PAYLOAD
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
 from stages.encapsulate.sample import limiter_for
 
 BUCKETS = 1024
@@ -40,9 +41,10 @@ def _row(*names: str) -> np.dtype[np.void]:
     return np.dtype([(name, "<i8") for name in names])
 
 
-WAY = _row("kind", "first", "n", "before", "buckets_at", "balance", "of_inner", "is_group")
-"""`first`, `n`: its routes. `before`: verdict bits of the same tool or group that go first. `buckets_at`: u1[BUCKETS], a route each."""
-WAY_NONE, WAY_ONE, WAY_SHARE, WAY_ALL = range(4)
+WAY = _row("kind", "first", "n", "before", "buckets_at", "balance", "of_inner", "is_group", "tool", "header_len", "max_data_len", "by_tool")
+"""`first`, `n`: its routes. `before`: verdict bits of the same tool or group that go first. `buckets_at`: u1[BUCKETS], a route each.
+WAY_PLAIN has what its template says too: nothing else has to be looked at for its frames."""
+WAY_NONE, WAY_PLAIN, WAY_ONE, WAY_SHARE, WAY_ALL = range(5)
 BALANCE = {"five-tuple": 0, "three-tuple": 1, "two-tuple": 2}
 
 ROUTE = _row(
@@ -77,7 +79,7 @@ class _Sharing:
 class Ways:
     """The tables of a generation. `before`: those of the one before it."""
 
-    def __init__(self, config: Config, before: Ways | None = None) -> None:
+    def __init__(self, config: Config, templates: NDArray[np.void], before: Ways | None = None) -> None:
         self._duplicates: dict[tuple[str, Dedup], Duplicates] = {}
         self._buckets: dict[tuple[str, Limit], NDArray[np.void]] = {}
         self._evicted: dict[tuple[str, Dedup], int] = dict(before._evicted) if before else {}
@@ -111,6 +113,23 @@ class Ways:
             routes += [self._route(tools[name], merged(shape, tools[name].shape) if d.map else tools[name].shape) for name in members]
         self._before = None
         self.routes = np.concatenate(routes) if routes else np.zeros(0, ROUTE)
+        self._find_plain(templates)
+
+    def _find_plain(self, templates: NDArray[np.void]) -> None:
+        """Tools that no other way leads to, and with whose packets nothing is done."""
+        routes = self.routes
+        taken: dict[int, int] = {}
+        for way in self.ways:
+            for route in routes[int(way["first"]) : int(way["first"]) + int(way["n"])]:
+                taken[int(route["tool"])] = taken.get(int(route["tool"]), 0) + 1
+        for way in self.ways:
+            if way["kind"] != WAY_ONE:
+                continue
+            route = routes[int(way["first"])]
+            template = templates[int(route["tool"])]
+            if route["plain"] and taken[int(route["tool"])] == 1 and not int(template["patches"]) & WINDOW_IP:
+                way["kind"], way["tool"], way["by_tool"] = WAY_PLAIN, route["tool"], bool(int(template["patches"]) & SHARE_BY_TOOL)
+                way["header_len"], way["max_data_len"] = template["header_len"], template["max_data_len"]
 
     def _route(self, tool: Tool, shape: Shape) -> NDArray[np.void]:
         made = np.zeros(1, ROUTE)

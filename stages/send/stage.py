@@ -2,7 +2,8 @@
 
 Reads   frames, headers, data, packets (times).
 Writes  nothing in the block; ``progress`` in its own row.
-Options tools: tunnel (`sockets.py`), file (`files.py`), rotation (`rotation.py`), interface (`interface.py`), stream (`stream.py`).
+Options tools: tunnel (`sockets.py`), file (`files.py`), rotation (`rotation.py`), interface (`interface.py`), stream (`stream.py`),
+        tap (`tap.py`).
 Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, reader_*, file_*.
         For each block: frames of a tool = delivered_frames + every dropped_*.
 
@@ -34,6 +35,7 @@ from stages.send.interface import InterfaceEgress
 from stages.send.rotation import RotatingEgress
 from stages.send.sockets import SocketEgress
 from stages.send.stream import StreamEgress
+from stages.send.tap import TapEgress
 
 _REPEATED = index("send", "repeated_frames")
 _PROGRESS_MASK = (1 << layout.PROGRESS_BITS) - 1
@@ -84,6 +86,8 @@ class Send:
         made = make_format(tool, self._context)
         if tool.file:
             return FileEgress(tool, made, *given, overwrite=first)
+        if tool.tap:
+            return TapEgress(tool, *given)
         return RotatingEgress(tool, made, *given) if tool.rotation is not None else StreamEgress(tool, made, *given)
 
     def step(self, batch: Batch) -> int:

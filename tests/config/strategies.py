@@ -121,6 +121,25 @@ def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
 
 
 @st.composite
+def endpoints(draw: st.DrawFn, name: str, n: int) -> Input:
+    """`n` differs between those of one configuration."""
+    listen = draw(st.sampled_from(["gre-udp", "vxlan", "geneve"] if n else ["gre", "gre-udp", "vxlan", "geneve"]))
+    family = draw(st.sampled_from([4, 6]))
+    nets = {4: ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0"], 6: ["2001:db8::/32", "fd00::1/128", "::/0"]}
+    numbers = {"key" if listen in ("gre", "gre-udp") else "vni": draw(st.none() | st.integers(0, 2**24 - 1))}
+    return Input(
+        name,
+        "tunnel",
+        listen=listen,
+        senders=tuple(draw(st.lists(st.sampled_from(nets[family]), min_size=1, unique=True))),
+        address=draw(st.sampled_from(["", {4: "192.0.2.9", 6: "2001:db8::9"}[family]])),
+        port=0 if listen == "gre" else 10_000 + n,
+        buffer_bytes=draw(st.integers(1 << 16, 1 << 30)),
+        **numbers,
+    )
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> Config:
     def some(least: int) -> list[str]:
         return draw(st.lists(names, min_size=least, max_size=4, unique=True))
@@ -130,12 +149,13 @@ def configs(draw: st.DrawFn) -> Config:
 
     inputs = []
     for n, name in enumerate(some(1)):
-        if draw(st.booleans()):
-            inputs.append(
-                Input(
-                    name, "afpacket", interface=f"eth{n}", promiscuous=draw(st.booleans()), ring_bytes=draw(st.integers(1 << 20, 1 << 30))
-                )
-            )
+        kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
+        if kind == "afpacket":
+            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own")}
+            inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
+        elif kind == "tunnel":
+            inputs.append(draw(endpoints(name, n)))
         else:
             pace = draw(st.sampled_from(["max", "recorded", "2x", "0.5x", "10000"]))
             inputs.append(Input(name, "pcap", files=tuple(files(draw(st.integers(1, 3)), "in")), pace=pace))
