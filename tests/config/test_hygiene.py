@@ -145,7 +145,6 @@ def test_a_configuration_made_by_a_program_has_no_places() -> None:
     assert text_of(warning) == "maps[0]: warning: map 'one' has no tools: it only counts"
 
 
-<<<<<<< HEAD
 RING = """\
 inputs:
   far: {kind: tunnel, listen: gre, from: 10.0.0.0/8}
@@ -160,7 +159,8 @@ def test_what_comes_out_of_a_tunnel_and_may_go_back_into_one_is_told(remote: str
     said = "it takes packets from 10.1.2.3, and tool 'back' may send them back there: mind that it is no ring"
     expected = f"t.yaml:2:3: inputs.far: warning: {said}"
     assert warned(RING.replace("REMOTE", remote)) == ([expected] if is_told else [])
-=======
+
+
 GROUPED = """\
 inputs:
   span0: {kind: pcap, file: a}
@@ -197,4 +197,3 @@ def test_a_tool_that_is_asked_though_nobody_stands_in_for_it_is_told() -> None:
     text = GROUPED.replace("HEALTH", ", health: {kind: icmp}").replace("MEMBERS", "a, c").replace("MODE", "share")
     said = "tool 'b' is in no group: what its health is changes nothing but what status and /metrics say"
     assert warned(text.replace("collector: all", "collector: [all, b]")) == [f"t.yaml:5:3: tools.b.health: warning: {said}"]
->>>>>>> hlt
