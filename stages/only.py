@@ -27,7 +27,7 @@ from broker.core.generations import read_generation
 from broker.core.metrics import N_COUNTERS, of_stage
 from broker.core.metrics import index as counter_index
 from broker.core.model import Config
-from broker.core.stage import Context, Source, Stage
+from broker.core.stage import AGAIN, Context, Source, Stage
 from stages.capture.idle import await_source
 from stages.registry import create
 from stages.warm import warm
@@ -71,7 +71,8 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
                 continue
             batch.block["seq"] = seq + 1
             for made, _ in chain[1:]:
-                made.step(batch)
+                while made.step(batch) == AGAIN:  # it waits a little by itself
+                    pass
             try:
                 _write(file, _rows(stage, batch, config, chain[-1][1]))
             except BrokenPipeError:  # `| head` has seen enough

@@ -158,7 +158,7 @@ def _frame(config: Config, found: dict[str, Any], name: str) -> Iterator[str]:
     header = bytes.fromhex(frame["header"])
     if tool.tunnel is None:
         more = f", behind {len(header)} new ones" if header else ""
-        yield f"  {name}: the bare packet, {what}{more}, to {tool.file}"
+        yield f"  {name}: the bare packet, {what}{more}, to {tool.destination}"
         return
     yield f"  {name}: {tool.tunnel.kind} to {tool.tunnel.remote}, {len(header)} bytes of outer headers, then {what}"
     yield from hex_dump(header)

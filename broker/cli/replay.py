@@ -25,7 +25,7 @@ from broker.config.scalars import Wrong, pace
 from broker.core import log
 from broker.core.errors import TapmeshError
 from broker.core.layout import STAGES
-from broker.core.model import Config
+from broker.core.model import STDOUT, Config
 from broker.supervisor.prepare import sweep
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
@@ -40,7 +40,11 @@ def add(commands: Any) -> None:
     sub.add_argument("--config", type=Path, metavar="CONFIG")
     sub.add_argument("--out", type=Path, metavar="DIR", help="for the tools' files and the ledger")
     sub.add_argument(
-        "-w", nargs="+", metavar=("OUT", "EXPRESSION"), dest="select", help="write what matches, as tcpdump -r FILE -w OUT does"
+        "-w",
+        nargs="+",
+        metavar=("OUT", "EXPRESSION"),
+        dest="select",
+        help="write what matches, as tcpdump -r FILE -w OUT does; '-' is standard output",
     )
     sub.add_argument("--pace", metavar="P", type=_pace, help="max (default), recorded, 2x, or packets per second")
     sub.add_argument("--only", choices=STAGES, metavar="STAGE", help="run this stage alone, with those before it, in one process")
@@ -103,11 +107,9 @@ def _conclude(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if arguments.out:
         (arguments.out / "ledger.json").write_text(ledger)
         (arguments.out / "run.json").write_text(json.dumps(run_figures(outcome), indent=2) + "\n")
-    if arguments.json:
-        sys.stdout.write(ledger)
-    else:
-        print(report.whole(outcome.snapshot, outcome.ledger))
-    sys.stdout.flush()
+    to_stdout = bool(arguments.select) and arguments.select[0] == STDOUT
+    told = sys.stderr if to_stdout else sys.stdout
+    print(ledger.rstrip() if arguments.json else report.whole(outcome.snapshot, outcome.ledger), file=told, flush=True)
     troubles = [*outcome.source_errors, *outcome.problems]
     if outcome.ledger.in_flight:
         troubles.append(f"{outcome.ledger.in_flight:,} packets and frames were still in flight")

@@ -52,14 +52,18 @@ def replayed(config: Config, plays: Sequence[Play], out: Path | None, pace: str 
     played = {i.name for i in inputs}
     # Maps may name the others.
     inputs += [Input(i.name, "pcap", slot=i.slot, files=()) for i in config.inputs if i.name not in played]
-    tools = tuple(replace(tool, file=str((out or Path()).absolute() / f"{tool.name}.pcap")) for tool in config.tools)
+    tools = tuple(_in_file(tool, (out or Path()).absolute() / f"{tool.name}.pcap") for tool in config.tools)
     return replace(config, inputs=tuple(inputs), tools=tools, stages=replace(config.stages, capture=1), http="")
+
+
+def _in_file(tool: Tool, path: Path) -> Tool:
+    return replace(tool, file=str(path), format="pcap", rotation=None, interface="", qdisc_bypass=False, stream=None)
 
 
 def selecting(plays: Sequence[Play], out: Path, expression: str, pace: str | None) -> Config:
     """What matches `expression` goes to the file `out`, as tcpdump does: what a packet does not show, it does not match."""
     one = Input("files", "pcap", files=tuple(_absolute(play.file) for play in plays), pace=pace or "max")
-    tool = Tool("out", file=str(out.absolute()))
+    tool = Tool("out", file=_absolute(str(out)), waits=True)
     rule = Rule("pass", expression, Place("expression", 1, 1))
     chosen = Map(SELECTION, (rule,), (tool.name,), undetermined="libpcap")
     return Config("replay", (one,), (tool,), (chosen,) if expression else (), collector=() if expression else (tool.name,))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from broker.cli.table import Column, count, reasons, render, share, size
 from broker.core.layout import STAGES
 from broker.core.metrics import WIDTH, index, of_stage
+from broker.core.senders import Sender
 from broker.supervisor.ledger import Ledger, total
 from broker.supervisor.snapshot import Counts, Snapshot
 
@@ -114,6 +115,29 @@ def _tool_drops(dropped: dict[str, int], repeated: int) -> str:
     return reasons(dropped) + (f" (and at most {repeated:,} delivered twice after a crash)" if repeated else "")
 
 
+def senders_table(senders: Iterable[Sender]) -> str:
+    """What each sender of tunnel inputs has sent, by its own numbers; `-` where its tunnel has none."""
+    columns = [
+        Column("sender", right=False),
+        Column("tunnel", right=False),
+        *(Column(t) for t in ("session", "received", "bytes", "sent", "lost", "reordered", "repeated", "restarts", "delay ms")),
+    ]
+    rows = []
+    for s in sorted(senders, key=lambda s: (s.address, s.tunnel, s.session or 0)):
+        numbers = (s.expected_packets, s.lost_packets, s.reordered_packets, s.repeated_packets, s.restarts)
+        said = [count(n) for n in numbers] if s.numbered_packets else ["-"] * len(numbers)
+        session = "-" if s.session is None else str(s.session)
+        rows.append([s.address, s.tunnel, session, count(s.received_packets), size(s.received_bytes), *said, _delays(s)])
+    return render(columns, rows)
+
+
+def _delays(s: Sender) -> str:
+    """Least, mean and greatest."""
+    if s.delay_min_ns is None or s.delay_mean_ns is None or s.delay_max_ns is None:
+        return "-"
+    return " ".join(f"{ns / 1e6:.1f}" for ns in (s.delay_min_ns, s.delay_mean_ns, s.delay_max_ns))
+
+
 def ledger_table(ledger: Ledger) -> str:
     """Fates of the packets received, and their sum, which must be what was received."""
     totals = ledger.totals
@@ -135,12 +159,14 @@ def verdict(ledger: Ledger) -> str:
 
 
 def whole(snapshot: Snapshot, ledger: Ledger) -> str:
-    """All four tables, and each fault of the ledger in words."""
+    """All tables, and each fault of the ledger in words."""
     parts = [stages_table(snapshot)]
     if ledger.maps:
         parts.append(maps_table(ledger))
     if ledger.tools:
         parts.append(tools_table(ledger, snapshot.alive))
+    if snapshot.senders:
+        parts.append(senders_table(snapshot.senders))
     parts.append(ledger_table(ledger))
     parts += [f"  ledger: {fault}" for fault in ledger.faults()]
     return "\n\n".join(parts)

@@ -7,13 +7,14 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from broker.cli import check, report
 from broker.cli.common import DEFAULT_NAME, compiled, quiet_logs
 from broker.cli.progress import Progress
 from broker.core import log
 from broker.core.errors import EXIT_CONFIG, ConfigErrors
+from broker.core.model import STDOUT, Config
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
 
@@ -36,15 +37,15 @@ def main(arguments: argparse.Namespace) -> int:
         return _demo(arguments)
     log.configure()
     try:
-        outcome = _run(arguments, arguments.name or DEFAULT_NAME, arguments.config, Progress(shown=False))
+        config = check.load_tested(arguments.config)
+        outcome = _run(arguments, arguments.name or DEFAULT_NAME, arguments.config, config, Progress(shown=False))
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return EXIT_CONFIG
-    return conclude(outcome)
+    return conclude(outcome, sys.stderr if any(tool.file == STDOUT for tool in config.tools) else sys.stdout)
 
 
-def _run(arguments: argparse.Namespace, name: str, path: Path, progress: Progress) -> Outcome:
-    config = check.load_tested(path)
+def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, progress: Progress) -> Outcome:
     options = Options(
         name,
         compiled,
@@ -60,10 +61,9 @@ def _run(arguments: argparse.Namespace, name: str, path: Path, progress: Progres
         progress.end()
 
 
-def conclude(outcome: Outcome) -> int:
+def conclude(outcome: Outcome, told: TextIO) -> int:
     """The tables, what went wrong, and the exit status."""
-    print(report.whole(outcome.snapshot, outcome.ledger))
-    sys.stdout.flush()
+    print(report.whole(outcome.snapshot, outcome.ledger), file=told, flush=True)
     for trouble in (*outcome.source_errors, *outcome.problems):
         print(trouble, file=sys.stderr)
     clean = outcome.ledger.balanced and not outcome.ledger.in_flight and not outcome.problems and not outcome.source_errors
@@ -79,9 +79,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="tapmesh-demo-") as directory, example(Path(directory)) as demo:
         print(f"tapmesh demo: {demo.n_packets:,} packets of a shop's network, through four stage processes,")
         print(f"to a receiver on 127.0.0.1:{demo.port} and a file. The configuration is broker/demo/demo.yaml.\n", flush=True)
-        outcome = _run(arguments, arguments.name or f"demo-{os.getpid()}", demo.config, progress)
+        outcome = _run(arguments, arguments.name or f"demo-{os.getpid()}", demo.config, check.load_tested(demo.config), progress)
         received = demo.stop_receiver()
-        status = conclude(outcome)
+        status = conclude(outcome, sys.stdout)
         delivered = next((t.delivered_frames for t in outcome.ledger.tools if t.tool == "ids"), 0)
         holes = f"missing {received.missing:,}, not understood {received.refused:,}"
         print(f"\n  the receiver of tool ids got {received.packets:,} frames; {holes}")

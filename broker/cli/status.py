@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 from broker.cli import report
@@ -120,5 +121,6 @@ def as_json(snapshot: Snapshot, ledger: Ledger, troubles: list[str]) -> dict[str
             }
             for f in report.stage_figures(snapshot)
         ],
+        "senders": [{**asdict(sender), "expected_packets": sender.expected_packets} for sender in snapshot.senders],
         "ledger": ledger.as_json(),
     }

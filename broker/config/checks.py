@@ -17,6 +17,7 @@ from broker.config.policy.lexer import WORDS
 from broker.config.policy.own import WORDS as OWN_WORDS
 from broker.config.policy.sets import Elements
 from broker.config.scalars import Wrong, suggest
+from broker.config.tool_checks import check_tool, written_file
 
 
 def check(document: Document) -> Iterator[Error]:
@@ -73,7 +74,7 @@ def _twice(document: Document, what: str, values: Iterator[tuple[Path, str]]) ->
 
 
 def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
-    interfaces = []
+    interfaces, listeners = [], []
     for name, value in inputs.items():
         if not isinstance(value, dict):
             continue
@@ -85,11 +86,44 @@ def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
             yield _error(document, path, f"{found}, expected one of them")
         if value.get("kind") == "pcap" and isinstance(value.get("files"), list) and not value["files"]:
             yield _error(document, (*path, "files"), "found an empty list, expected at least 1 entry")
+        if value.get("kind") == "tunnel" and isinstance(value.get("listen"), Text):
+            yield from _endpoint(document, path, value)
+            where = ((*path, "listen"), " ".join(str(value[key]) for key in ("listen", "address", "port") if key in value))
+            listeners.append(where)
     yield from _twice(document, "interface", iter(interfaces))
+    yield from _twice(document, "listener", iter(listeners))
+
+
+_ONLY = {"port": ("vxlan", "geneve", "gre-udp"), "key": ("gre", "gre-udp"), "vni": ("vxlan", "geneve")}
+
+
+def _endpoint(document: Document, path: Path, value: dict[str, Any]) -> Iterator[Error]:
+    """A tunnel input: keys that its tunnel does not have, and nets of another family than its own address."""
+    listen = str(value["listen"])
+    for key, kinds in _ONLY.items():
+        if key in value and listen not in kinds:
+            at = (*path, key)
+            yield (
+                document.place(at, of_key=True),
+                dotted(at),
+                f"{listen} has no {key}, expected it with listen: {scalars.alternatives(kinds)}",
+            )
+    try:
+        ours = ipaddress.ip_address(str(value.get("address")))
+    except ValueError:
+        return  # none, or told by its own check
+    for at, net in _listed((*path, "from"), value.get("from")):
+        try:
+            version = ipaddress.ip_network(net, strict=False).version
+        except ValueError:
+            continue
+        if version != ours.version:
+            yield _error(document, at, f"IPv{version}, but address is IPv{ours.version}; expected nets of its family")
 
 
 def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) -> Iterator[Error]:
-    written = []
+    written: list[tuple[Path, str]] = []
+    listening: list[tuple[Path, str]] = []
     for name, value in tools.items():
         if not isinstance(value, dict):
             continue
@@ -97,14 +131,15 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
         if "tunnel" in value:
             yield from _tunnel(document, (*path, "tunnel"), value["tunnel"])
             yield from _health(document, (*path, "health"), value)
-        elif value.get("kind") == "pcap":
-            if ("file" in value) == ("directory" in value):
-                found = "both file and directory" if "file" in value else "neither file nor directory"
-                yield _error(document, path, f"{found}, expected one of them")
-            elif isinstance(value.get("file"), Text):
-                written.append(((*path, "file"), os.path.normpath(value["file"])))
-            elif isinstance(value.get("directory"), Text):
-                written.append(((*path, "directory"), os.path.normpath(os.path.join(value["directory"], f"{name}.pcap"))))
+            continue
+        yield from check_tool(document, path, value)
+        if found := written_file(path, value):
+            written.append(found)
+        if value.get("kind") == "interface" and isinstance(value.get("interface"), Text):
+            yield from _captured(document, (*path, "interface"), value["interface"], inputs)
+        if value.get("kind") == "stream" and isinstance(value.get("listen"), Text) and not value["listen"].endswith(":0"):
+            listening.append(((*path, "listen"), str(value["listen"])))
+    yield from _twice(document, "address", iter(listening))
     yield from _twice(document, "file", iter(written))
     played = {
         os.path.normpath(file): path
@@ -116,6 +151,13 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
     for path, file in written:
         if file in played:
             yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
+
+
+def _captured(document: Document, path: Path, interface: str, inputs: dict[str, Any]) -> Iterator[Error]:
+    for name, value in inputs.items():
+        if isinstance(value, dict) and value.get("kind") == "afpacket" and value.get("interface") == interface:
+            text = f"inputs.{name} captures '{interface}': what is sent there may come in again, expected another interface"
+            yield _error(document, path, text)
 
 
 def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:

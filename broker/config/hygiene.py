@@ -9,13 +9,15 @@
 | a group | none of its tools behind tunnels is asked whether it is there (`health`); failover: one before the last is not |
 | a tool | it is asked, but is in no group |
 | a tool | its receiver reads its tunnel, but not as may be meant (`receivers`) |
-| an input | no map looks at it, and there is no collector |
+| an input | no map looks at it, and there is no collector; it takes packets from an address that they may be sent to |
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
+from broker.config.lanes import lanes, reachable_tools
 from broker.config.policy import parse_expression, read_sets
 from broker.config.policy.lexer import scan
 from broker.config.policy.tree import And, Node, Not, Or
@@ -43,6 +45,7 @@ def warnings(config: Config, shadowed: Iterable[Shadow] = (), trees: Sequence[Se
         found += _map(m, value)
     found += _sets(config)
     found += _ends(config)
+    found += _rings(config)
     return sorted(found, key=lambda w: (w[0].line, w[0].column, w[1]) if w[0] else (0, 0, w[1]))
 
 
@@ -121,6 +124,22 @@ def _sets(config: Config) -> Iterator[Warned]:
         elif not entries:
             text = f"set '{name}' is empty: a test of it, as in {used[name]}, is never true"
             yield config.set_places.get(name), f"sets.{name}", text
+
+
+def _rings(config: Config) -> Iterator[Warned]:
+    """A tunnel input whose packets may go back to who sent them: if that is a broker that does likewise, they go round for ever."""
+    for lane in (lane for lane in lanes(config) if lane.inputs[0].kind == "tunnel"):
+        (one,) = lane.inputs
+        nets = [ipaddress.ip_network(net) for net in one.senders]
+        reached = set(reachable_tools(config, lane))
+        reached |= {member for group in config.groups if group.name in reached for member in group.members}
+        for tool in (t for t in config.tools if t.tunnel is not None and t.name in reached):
+            assert tool.tunnel is not None
+            if any(ipaddress.ip_address(tool.tunnel.remote) in net for net in nets):
+                text = (
+                    f"it takes packets from {tool.tunnel.remote}, and tool '{tool.name}' may send them back there: mind that it is no ring"
+                )
+                yield one.place, f"inputs.{one.name}", text
 
 
 def _ends(config: Config) -> Iterator[Warned]:

@@ -19,11 +19,12 @@ BLOCK_FRAMES = 16_384
 
 
 def lanes(config: Config) -> tuple[Lane, ...]:
-    """`stages.capture` lanes for each live input, in the order of the inputs; then one for all files together, played in order."""
+    """`stages.capture` lanes for each interface and one for each tunnel input (a raw socket gets all there is), in the order of the inputs;
+    then one for all files together, played in order."""
     found: list[Lane] = []
     groups: set[int] = set()
-    for live in (i for i in config.inputs if i.kind == "afpacket"):
-        size = config.stages.capture
+    for live in (i for i in config.inputs if i.kind != "pcap"):
+        size = config.stages.capture if live.kind == "afpacket" else 1
         group = _fanout_group(config.node, live, groups) if size > 1 else 0
         found += [Lane(len(found) + n, (live,), group, size) for n in range(size)]
     files = tuple(i for i in config.inputs if i.kind == "pcap")

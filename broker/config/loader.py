@@ -8,13 +8,29 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.config import packet, schema, shaping
+from broker.config import packet, schema, shaping, tools
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
+from broker.config.lanes import lanes
 from broker.config.messages import told
 from broker.config.slots import assign_slots
 from broker.core.errors import ConfigErrors
-from broker.core.model import Config, Input, Map, Place, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import (
+    STDOUT,
+    Config,
+    Input,
+    Map,
+    Place,
+    PolicyTest,
+    RingSizes,
+    Rotation,
+    Rule,
+    Stages,
+    Stream,
+    Tls,
+    Tool,
+    Tunnel,
+)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -49,7 +65,13 @@ def parse_config(text: str, file_name: str = "configuration", directory: str = "
         errors += (e for e in check(document) if e[:2] not in said and not document.is_broken(e[1]))
     if errors or whole is None:
         raise ConfigErrors(errors)
-    return assign_slots(_config(whole, document, directory))
+    config = assign_slots(_config(whole, document, directory))
+    if (n_lanes := len(lanes(config))) > 1:
+        text = f"standard output takes what one lane has, and there are {n_lanes}: expected stages.capture: 1 and one live input, or a file"
+        errors += [(tool.place, f"tools.{tool.name}.file", text) for tool in config.tools if tool.file == STDOUT and tool.place]
+    if errors:
+        raise ConfigErrors(errors)
+    return config
 
 
 def _validated(document: Document) -> tuple[schema.Whole | None, list[Error]]:
@@ -82,21 +104,40 @@ def _key(document: Document, *path: str) -> Place:
     return document.place(path, of_key=True)
 
 
-def _input(name: str, value: schema.AfPacketInput | schema.PcapInput, directory: str, place: Place) -> Input:
+def _input(name: str, value: schema.AfPacketInput | schema.PcapInput | schema.TunnelInput, directory: str, place: Place) -> Input:
     if isinstance(value, schema.AfPacketInput):
-        return Input(name, "afpacket", interface=value.interface, promiscuous=value.promiscuous, ring_bytes=value.ring_bytes, place=place)
+        return Input(name, **value.model_dump(), place=place)
+    if isinstance(value, schema.TunnelInput):
+        port = value.port or schema.LISTEN_PORTS[value.listen]
+        return Input(name, **value.model_dump(exclude={"senders", "port"}), senders=tuple(value.senders), port=port, place=place)
     files = value.files or [str(value.file)]
     return Input(name, "pcap", files=tuple(os.path.join(directory, file) for file in files), pace=value.pace, place=place)
 
 
-def _tool(name: str, value: schema.TunnelTool | schema.FileTool, directory: str, place: Place) -> Tool:
+def _tool(
+    name: str, value: schema.TunnelTool | tools.FileTool | tools.InterfaceTool | tools.StreamTool, directory: str, place: Place
+) -> Tool:
     made = Tool(name, shape=shaping.shape(value), super_frames=value.super_frames, segment_bytes=value.segment_bytes, place=place)
     if isinstance(value, schema.TunnelTool):
         health = shaping.health(value.health)
         tunnel = Tunnel(**value.tunnel.model_dump())
         return replace(made, tunnel=tunnel, receiver=value.receiver, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
-    file = value.file or os.path.join(str(value.directory), f"{name}.pcap")
-    return replace(made, file=os.path.join(directory, file))
+    if isinstance(value, tools.InterfaceTool):
+        return replace(made, interface=value.interface, qdisc_bypass=value.qdisc_bypass)
+    if isinstance(value, tools.StreamTool):
+        stream = Stream(value.connect or "", value.listen or "", value.buffer_bytes, _tls(value.tls, directory) if value.tls else None)
+        return replace(made, format=value.format, stream=stream)
+    if value.rotate_bytes or value.rotate_s:
+        into = os.path.join(directory, str(value.directory))
+        rotation = Rotation(into, value.rotate_bytes or 0, value.rotate_s or 0, value.keep_files or 0, value.compress or "none")
+        return replace(made, format=value.kind, rotation=rotation)
+    file = value.file or os.path.join(str(value.directory), f"{name}.{value.kind}")
+    return replace(made, file=file if file == STDOUT else os.path.join(directory, file), format=value.kind)
+
+
+def _tls(value: tools.TlsPart, directory: str) -> Tls:
+    files = {key: os.path.join(directory, file) if (file := getattr(value, key)) else "" for key in ("ca", "cert", "key")}
+    return Tls(**files, server_name=value.server_name, verify=value.verify)
 
 
 def _map(number: int, value: schema.MapPart, document: Document) -> Map:

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from broker.config.document import Document, Error, Path, dotted
-from broker.config.parts import Part
+from broker.config.parts import Part, written_fields
 from broker.config.scalars import Wrong, shown, suggest
-from broker.config.schema import SECTIONS, TAGGED, Whole
-from broker.config.shaping import NESTED, RemotePart
+from broker.config.schema import NESTED, SECTIONS, TAGGED, Whole
+from broker.config.shaping import RemotePart
 
 
 def told(document: Document, details: ErrorDetails) -> Error | None:
@@ -80,8 +80,8 @@ def _part(path: Path, tags: list[str]) -> type[Part]:
 def _keys(path: Path, tags: list[str]) -> list[str]:
     """The keys that may stand where the last step of `path` stands; those of shapes, which many parts have, come last."""
     part = _part(path[:-1], tags) if len(path) > 1 else Whole
-    return sorted(part.model_fields, key=lambda key: key in RemotePart.model_fields)
+    return sorted(written_fields(part), key=lambda key: key in RemotePart.model_fields)
 
 
 def _described(path: Path, tags: list[str], key: str) -> str:
-    return _part(path, tags).model_fields[key].description or "it"
+    return written_fields(_part(path, tags))[key].description or "it"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from broker.config import scalars
@@ -52,6 +53,7 @@ def kind(word: str) -> Parsed:
 
 
 NAME = text(scalars.name, pattern=scalars.NAME_PATTERN)
+FILE = text(scalars.file, minLength=1)
 INTERFACE = text(scalars.interface, minLength=1, maxLength=15)
 TRUTH = Parsed(scalars.boolean, {"type": "boolean"})
 
@@ -81,6 +83,11 @@ def defaults(cls: type) -> dict[str, Any]:
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def written_fields(part: type[Part]) -> dict[str, FieldInfo]:
+    """By the key that stands in a document: `from` cannot be a name in Python."""
+    return {field.alias or name: field for name, field in part.model_fields.items()}
 
 
 def tagged_kind(value: Any) -> str:

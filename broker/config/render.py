@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -10,7 +10,7 @@ import yaml
 from broker.config.document import Text
 from broker.config.packet import parse_fields
 from broker.config.tunnels import TUNNELS
-from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Tool, Tunnel
+from broker.core.model import MAX_PRIORITY, Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -61,7 +61,11 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {"kind": value.kind, "interface": value.interface, "promiscuous": value.promiscuous, "ring_bytes": value.ring_bytes}
+        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+    if value.kind == "tunnel":
+        given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
+        given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}
+        return {"kind": value.kind, "listen": value.listen, "from": list(value.senders), **given, "buffer_bytes": value.buffer_bytes}
     files = {"file": value.files[0]} if len(value.files) == 1 else {"files": list(value.files)}
     return {"kind": value.kind, **files, "pace": int(value.pace) if value.pace.isdigit() else value.pace}
 
@@ -69,11 +73,27 @@ def _input(value: Input) -> dict[str, Any]:
 def _tool(value: Tool) -> dict[str, Any]:
     shaped = _shape(value.shape) | {"super_frames": value.super_frames, "segment_bytes": value.segment_bytes}
     if value.tunnel is None:
-        return {"kind": "pcap", "file": value.file, **shaped}
+        return _bare(value) | shaped
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
     receiver = {"receiver": value.receiver} if value.receiver else {}
     return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+
+
+def _bare(value: Tool) -> dict[str, Any]:
+    """What a tool without a tunnel is."""
+    if value.interface:
+        return {"kind": "interface", "interface": value.interface, "qdisc_bypass": value.qdisc_bypass}
+    if value.stream is not None:
+        stream = {"kind": "stream"} | _said(replace(value.stream, tls=None)) | {"format": value.format}
+        return stream if value.stream.tls is None else stream | {"tls": _tls(value.stream)}
+    return {"kind": value.format} | ({"file": value.file} if value.rotation is None else _said(value.rotation))
+
+
+def _tls(value: Stream) -> dict[str, Any]:
+    said = _said(value.tls)
+    said.pop("verify", None)
+    return said | ({"verify": value.tls.verify} if value.connect and value.tls else {})
 
 
 def _said(value: Any) -> dict[str, Any]:
@@ -90,6 +110,7 @@ def _shape(value: Shape) -> dict[str, Any]:
         found |= {"mask": [_mask(m) for m in value.mask], "mask_checksums": value.mask_checksums}
     found |= {"slice_after": value.slice_after} if value.slice_after else {}
     found |= {"slice_bytes": value.slice_bytes} if value.slice_bytes else {}
+    found |= {"priority": value.priority} if value.priority != MAX_PRIORITY else {}
     return found | ({"limit": _said(value.limit)} if value.limit else {})
 
 

@@ -194,6 +194,21 @@ def host(value: Any) -> str:
     raise Wrong(f"{shown(value)} is {kind}, expected the address of one host")
 
 
+def net(value: Any) -> str:
+    """An address or a net, in its one spelling: with a prefix length."""
+    word = text(value, "an address or a net")
+    try:
+        found = ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        raise Wrong(f"{shown(value)} is not an address (10.1.0.5) or a net (10.1.0.0/24)") from None
+    at = ipaddress.ip_interface(word)
+    if "%" in word or (isinstance(at, ipaddress.IPv6Interface) and at.ip.ipv4_mapped is not None):
+        raise Wrong(f"{shown(value)} is {'of one link' if '%' in word else 'IPv4-mapped'}, expected a net without that")
+    if at.ip != found.network_address:
+        raise Wrong(f"{shown(value)} has bits set behind its prefix, expected {found} or {at.ip}")
+    return str(found)
+
+
 def endpoint(value: Any) -> str:
     """``address:port``, ``[address]:port`` for IPv6; port 0: one that the kernel chooses."""
     word = text(value, "address:port")
@@ -209,6 +224,14 @@ def endpoint(value: Any) -> str:
     if not 0 <= int(port[:9]) <= 65_535:
         raise Wrong(f"port {port} is out of range, expected 0..65535")
     return f"[{found}]:{int(port)}" if bracketed else f"{found}:{int(port)}"
+
+
+def server_name(value: Any) -> str:
+    """A name that a certificate may have: of a host, or an address."""
+    word = text(value, "the name of a host")
+    if not re.fullmatch(r"[A-Za-z0-9:]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9:])?", word):
+        raise Wrong(f"{shown(value)} is not a name of a host, expected one such as collector.example.net")
+    return word
 
 
 def pace(value: Any) -> str:
@@ -303,14 +326,15 @@ def kind_of(value: Any, kinds: Iterable[str]) -> Any:
     return value
 
 
-def tool(value: Any) -> Any:
-    """A mapping with either `tunnel` or kind: pcap."""
+def tool(value: Any, kinds: tuple[str, ...]) -> Any:
+    """A mapping with either `tunnel` or a `kind` that is one of `kinds`."""
+    expected = f"kind: {alternatives(kinds)}"
     if not isinstance(value, dict):
-        raise Wrong(f"found {shown(value)}, expected a mapping with tunnel: {{...}} or kind: pcap")
+        raise Wrong(f"found {shown(value)}, expected a mapping with tunnel: {{...}} or {expected}")
     if "tunnel" in value and "kind" in value:
-        raise Wrong("a tool has a tunnel or is a file (kind: pcap), not both; leave one out", ("kind",))
+        raise Wrong("a tool has a tunnel or a kind, not both; leave one out", ("kind",))
     if "tunnel" not in value and "kind" not in value:
-        raise Wrong("neither tunnel nor kind, expected tunnel: {kind: gre, ...} or kind: pcap")
+        raise Wrong(f"neither tunnel nor kind, expected tunnel: {{kind: gre, ...}} or {expected}")
     if "kind" in value and value["kind"] in get_args(TunnelKind):
         raise Wrong(f"'{value['kind']}' is the kind of a tunnel, expected tunnel: {{kind: {value['kind']}, ...}}", ("kind",))
-    return value if "tunnel" in value else kind_of(value, ("pcap",))
+    return value if "tunnel" in value else kind_of(value, kinds)

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from broker.config import packet, scalars
+from broker.config import packet, scalars, tools
 from broker.config.parts import (
+    FILE,
     INTERFACE,
     NAME,
     TRUTH,
@@ -33,12 +34,13 @@ from broker.config.parts import (
     whole,
 )
 from broker.config.receivers import RECEIVERS, refusals
-from broker.config.shaping import GroupPart, ReceiverPart, RemotePart, ShapePart
+from broker.config.shaping import NESTED as SHAPING
+from broker.config.shaping import GroupPart, RemotePart, ShapePart
 from broker.config.tunnels import TUNNELS, Tunnel
 from broker.core import layout, model
 
-FILE = text(scalars.file, minLength=1)
 ENTRY = Parsed(scalars.set_entry, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0, "maximum": 65_535}]})
+NET = text(scalars.net, minLength=1)
 PACE = Parsed(scalars.pace, {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]})
 DRAIN = Parsed(partial(scalars.seconds, high=3600), {"type": "number", "minimum": 0, "maximum": 3600})
 RULE = Parsed(
@@ -56,6 +58,9 @@ PACKET = Parsed(scalars.packet, packet.json_schema())
 
 _INPUT, _STAGES, _RING, _CONFIG = map(defaults, (model.Input, model.Stages, model.RingSizes, model.Config))
 
+LISTEN_PORTS = {"gre": 0, **model.UDP_PORTS}
+"""What a tunnel input listens to, and its UDP port; 0: it has none."""
+
 
 class AfPacketInput(Part):
     """Live traffic of a network interface (AF_PACKET, TPACKET_V3)."""
@@ -64,6 +69,24 @@ class AfPacketInput(Part):
     interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
+    capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+
+
+class TunnelInput(Part):
+    """The far end of tunnels: what other brokers, switches or hosts have encapsulated."""
+
+    kind: Annotated[Literal["tunnel"], kind("tunnel")]
+    listen: Annotated[Literal["gre", "vxlan", "geneve", "gre-udp"], choice(*LISTEN_PORTS)] = Field(
+        description="what is terminated; ERSPAN and NVGRE come as gre"
+    )
+    senders: Annotated[list[Annotated[str, NET]], OneOrMany()] = Field(
+        alias="from", min_length=1, max_length=1024, description="addresses and nets of those who may send; all else is dropped and counted"
+    )
+    address: Annotated[str, text(scalars.host)] = Field(_INPUT["address"], description="our address; by default any")
+    port: Annotated[int, whole(1, 65_535)] = Field(_INPUT["port"], description="UDP port; by default that of the protocol")
+    key: Annotated[int | None, whole(0, 0xFFFF_FFFF)] = Field(_INPUT["key"], description="take this GRE key only")
+    vni: Annotated[int | None, whole(0, 0xFF_FFFF)] = Field(_INPUT["vni"], description="take this VNI only")
+    buffer_bytes: Annotated[int, whole(1 << 16, 1 << 30)] = Field(_INPUT["buffer_bytes"], description="of each socket")
 
 
 class PcapInput(Part):
@@ -75,8 +98,15 @@ class PcapInput(Part):
     pace: Annotated[str, PACE] = Field(_INPUT["pace"], description="max, recorded, a factor such as 2x, or packets per second")
 
 
+def tagged_input(value: Any) -> str:
+    found = tagged_kind(value)
+    return "@tunnel-input" if found == "@tunnel" else found  # there are tools with a tunnel, too
+
+
 def tagged_tool(value: Any) -> str:
-    return "@tunnel" if not isinstance(value, dict) or "tunnel" in value else "@file"
+    if not isinstance(value, dict):
+        return next(tag for tag, part in TAGGED.items() if isinstance(value, part))
+    return "@tunnel" if "tunnel" in value else "@file" if value["kind"] in ("pcap", "pcapng") else tagged_kind(value)
 
 
 class TunnelTool(RemotePart):
@@ -90,14 +120,6 @@ class TunnelTool(RemotePart):
         for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
             raise scalars.Wrong(reason, ("tunnel", key))
         return self
-
-
-class FileTool(ReceiverPart):
-    """A pcap file (nanoseconds, Ethernet) of the frames themselves."""
-
-    kind: Annotated[Literal["pcap"], kind("pcap")]
-    file: Annotated[str | None, FILE] = Field(None, description="the file to write")
-    directory: Annotated[str | None, FILE] = Field(None, description="the directory in which to write TOOL.pcap")
 
 
 class MapPart(ShapePart):
@@ -145,14 +167,17 @@ class RingPart(Part):
 
 
 Input = Annotated[
-    Annotated[AfPacketInput, Tag("@afpacket")] | Annotated[PcapInput, Tag("@pcap")],
-    Discriminator(tagged_kind),
-    BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap"))),
+    Annotated[AfPacketInput, Tag("@afpacket")] | Annotated[PcapInput, Tag("@pcap")] | Annotated[TunnelInput, Tag("@tunnel-input")],
+    Discriminator(tagged_input),
+    BeforeValidator(partial(scalars.kind_of, kinds=("afpacket", "pcap", "tunnel"))),
 ]
 Tool = Annotated[
-    Annotated[TunnelTool, Tag("@tunnel")] | Annotated[FileTool, Tag("@file")],
+    Annotated[TunnelTool, Tag("@tunnel")]
+    | Annotated[tools.FileTool, Tag("@file")]
+    | Annotated[tools.InterfaceTool, Tag("@interface")]
+    | Annotated[tools.StreamTool, Tag("@stream")],
     Discriminator(tagged_tool),
-    BeforeValidator(scalars.tool),
+    BeforeValidator(partial(scalars.tool, kinds=tools.KINDS)),
 ]
 
 
@@ -186,10 +211,16 @@ class Whole(Part):
 TAGGED: dict[str, type[Part]] = {
     "@afpacket": AfPacketInput,
     "@pcap": PcapInput,
+    "@tunnel-input": TunnelInput,
     **{f"@{kind}": part for kind, part in TUNNELS.items()},
     "@tunnel": TunnelTool,
-    "@file": FileTool,
+    "@file": tools.FileTool,
+    "@interface": tools.InterfaceTool,
+    "@stream": tools.StreamTool,
 }
+NESTED: dict[str, type[Part]] = {**SHAPING, "tls": tools.TlsPart}
+"""Parts by the key under which they stand, anywhere."""
+
 SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
 
 

@@ -22,16 +22,28 @@ class Place:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+STDOUT = "-"
+"""As the name of a tool's file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     name: str
-    kind: Literal["afpacket", "pcap"]
+    kind: Literal["afpacket", "pcap", "tunnel"]
     slot: int = 0
     interface: str = ""  # afpacket
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
+    capture_own: bool = False  # take packets of our own tunnels too
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
+    listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE
+    senders: tuple[str, ...] = ()  # nets that packets are taken from
+    address: str = ""  # ours; empty: any
+    port: int = 0  # of UDP; 0: it has none
+    key: int | None = None  # take this GRE key only
+    vni: int | None = None  # take this VNI only
+    buffer_bytes: int = 32 * 1024 * 1024  # of the socket
     place: Place | None = field(default=None, compare=False)
 
 
@@ -125,8 +137,10 @@ class Shape:
     slice_after: Literal["", "l2", "l3", "l4"] = ""
     slice_bytes: int = 0  # kept, behind `slice_after` if there is one; 0 without one: all
     limit: Limit | None = None
+    priority: int = 7  # MAX_PRIORITY: never shed; else flows of lower ones go first when the broker cannot keep up
 
 
+MAX_PRIORITY = 7
 STRIPPABLE = ("vlan", "vntag", "mpls", "gre", "erspan", "vxlan", "geneve", "gtp")
 
 
@@ -163,11 +177,46 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """Capture files in a directory, one after the other; with several lanes each has its own."""
+
+    directory: str
+    rotate_bytes: int = 0  # no longer than this; 0: not by size
+    rotate_s: int = 0  # multiples of it since 1970, wall clock, begin a new one; 0: not by time
+    keep_files: int = 0  # 0: all
+    compress: Literal["none", "gzip"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of PEM; what is not given is empty."""
+
+    ca: str = ""  # dialling: empty is what the system trusts; listening: readers must show a certificate of it
+    cert: str = ""
+    key: str = ""  # empty: in `cert`
+    server_name: str = ""  # dialling; empty: the address
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A capture over TCP. One of `connect` and `listen` is given, address:port."""
+
+    connect: str = ""
+    listen: str = ""
+    buffer_bytes: int = 4 * 1024 * 1024  # asked of the kernel for each reader
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
+    """Frames go through the tunnel; without one they are bare, and exactly one of file, rotation, interface, stream says where to."""
+
     name: str
     slot: int = 0
-    tunnel: Tunnel | None = None  # None: a file of bare frames
-    file: str = ""  # kind pcap: the file; with `tunnel`: write outer packets there instead of sending them (replay)
+    tunnel: Tunnel | None = None
+    file: str = ""  # "-": standard output; with `tunnel`: write outer packets there instead of sending them (replay)
+    tap: str = ""  # a tap device that is made, on which the frames come in (tapmesh receive)
     receiver: str = ""  # what reads at the far end of the tunnel, see `broker/config/receivers.py`
     shape: Shape = field(default_factory=Shape)
     super_frames: Literal["whole", "segment"] = "whole"
@@ -175,7 +224,24 @@ class Tool:
     oversize: Literal["fragment", "slice", "drop"] = "fragment"
     mtu_bytes: int = 0  # of the path; 0: what the route says
     health: Health | None = None
+    format: Literal["pcap", "pcapng"] = "pcap"  # of file, rotation and stream
+    rotation: Rotation | None = None
+    interface: str = ""
+    qdisc_bypass: bool = False  # of interface
+    stream: Stream | None = None
+    waits: bool = False  # for the reader of a pipe, instead of dropping: the only tool of a replay
     place: Place | None = field(default=None, compare=False)
+
+    @property
+    def destination(self) -> str:
+        """Where bare frames go, in words."""
+        if self.rotation is not None:
+            return f"files in {self.rotation.directory}"
+        if self.interface:
+            return f"interface {self.interface}"
+        if self.stream is not None:
+            return f"readers of {self.stream.listen}" if self.stream.listen else f"tcp {self.stream.connect}"
+        return "standard output" if self.file == STDOUT else self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,3 +320,8 @@ class Lane:
     inputs: tuple[Input, ...]
     fanout_group: int = 0
     fanout_size: int = 1
+
+    @property
+    def is_live(self) -> bool:
+        """What is not taken in time is lost."""
+        return any(i.kind != "pcap" for i in self.inputs)

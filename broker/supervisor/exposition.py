@@ -13,8 +13,8 @@ from broker.supervisor.plan import HEARTBEAT_NS, UP
 from broker.supervisor.snapshot import Snapshot, WorkerSnapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_POSITIONS = ("source_", "file_")
-"""Rows that tell where something is; they may go back, so they are gauges."""
+_POSITIONS = ("source_", "file_", "lost_")
+"""Rows that tell where something is, or what is missing; they may go back, so they are gauges."""
 
 MAX_RULES = 1000
 """With more, every scrape would be megabytes, and every rule three series to keep."""

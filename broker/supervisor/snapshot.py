@@ -20,6 +20,7 @@ from broker.core.batch import Batch
 from broker.core.layout import TOOLS, Geometry
 from broker.core.model import Config
 from broker.core.ring import read_counters
+from broker.core.senders import Sender, read_senders
 from broker.core.shm import LaneMemory, Pipeline, stride
 from broker.supervisor.plan import WorkerId
 from broker.supervisor.rule_counts import RuleCount, RuleReader
@@ -90,6 +91,7 @@ class Snapshot:
     names: Names
     lanes: tuple[LaneSnapshot, ...]
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
+    senders: tuple[Sender, ...] = ()  # of tunnel inputs
     tool_state: Counts = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # TOOL_*
 
     @property
@@ -113,11 +115,12 @@ class Reader:
         self._batches = [[memory.batch(slot) for slot in range(memory.geometry.n_blocks)] for memory in pipeline.lanes]
 
     def take(self, names: Names, *, rules: bool = False) -> Snapshot:
-        """With `rules`: PipelineError when a file of a generation is missing or damaged."""
+        """PipelineError when a table of senders is damaged, or, with `rules`, a file of a generation is missing or damaged."""
         lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
         counted = self._rules.take() if rules else ()
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, self.pipeline.tool_state.copy())
+        senders = tuple(read_senders(self.pipeline.directory, len(lanes)))
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, self.pipeline.tool_state.copy())
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

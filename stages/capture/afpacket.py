@@ -2,7 +2,8 @@
 
 Frames are given as they came, with two exceptions that the kernel makes: a VLAN tag that it had stripped is put back (flagged, counted),
 and what GRO, LRO or a virtual switch has merged into a super-frame stays merged. Checksums that the sending side left to its hardware are
-not filled in. Times are the kernel's. Frames that this host sends are not captured.
+not filled in. Times are the kernel's. Frames that this host sends are not captured; those of our own tunnels, in whatever way they come,
+are dropped and counted (`own_kernels.py`, `breaker.py`).
 
 A kernel block is given back when the batch with its packets has been published, that is, at the next step.
 
@@ -24,13 +25,16 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.core import log
 from broker.core.batch import Batch
 from broker.core.metrics import index
-from broker.core.stage import Context
+from broker.core.stage import Context, Generation
 from stages.capture.afpacket_kernels import RING, copy_packets, give_back
+from stages.capture.breaker import Breaker
 from stages.capture.errors import AbsentError
+from stages.capture.own import own_table
 from stages.capture.packet_socket import RETIRE_MS, PacketSocket, Statistics
 
 EVENTS = {
@@ -47,7 +51,10 @@ _SETTLE_NS = _S  # after a stop: the longest wait for what the statistics say is
 _RETRY_MIN_NS, _RETRY_MAX_NS = _S // 4, 5 * _S
 
 _SEEN, _KERNEL, _RESTART = (index("capture", name) for name in ("seen_packets", "dropped_kernel", "dropped_restart"))
-_COMMITTED = tuple(index("capture", name) for name in ("captured_packets", "dropped_oversize", "dropped_linktype", "dropped_malformed"))
+_COMMITTED = tuple(
+    index("capture", f"{name}_packets" if name == "captured" else f"dropped_{name}")
+    for name in ("captured", "oversize", "linktype", "malformed", "own", "loop")
+)
 
 
 class Interface:
@@ -64,6 +71,8 @@ class Interface:
         self._socket: PacketSocket | None = None
         self._read = Statistics(0, 0)
         self._read_ns = self._looked_ns = 0
+        self._own: NDArray[np.uint8] | None = None
+        self._breaker = Breaker(self._row, context.live[index("capture", "loop_trips") + self._input.slot :], self._log)
         self._is_down = False
         self._gone_ns = self._stopped_ns = 0  # when; 0: not
         self._retry_ns = _RETRY_MIN_NS
@@ -90,9 +99,14 @@ class Interface:
         live[_RESTART + slot] += max(seen - known, 0)
         live[_SEEN + slot] = max(seen, known)  # its last packets came after its last reading
 
+    def load(self, generation: Generation) -> None:
+        """Know our own packets by the tools of this generation."""
+        self._own = None if self._input.capture_own else own_table(generation.config)
+        self._row["own_at"] = 0 if self._own is None else self._own.ctypes.data
+
     def _attach(self) -> None:
         socket = self._socket = PacketSocket(self._input, self._context.lane)
-        for name in ("current", "offset", "left", "held", "taken"):
+        for name in ("current", "offset", "left", "held", "taken", "alike"):
             self._row[name] = 0
         self._row["ring_at"], self._row["block_bytes"], self._row["n_blocks"] = socket.ring_at, socket.block_bytes, socket.n_blocks
         self._read = Statistics(0, 0)
@@ -139,6 +153,8 @@ class Interface:
         if looked:
             block = batch.block[0]
             block["n_packets"], block["data_used"] = row["n_packets"], row["data_used"]
+        if self._own is not None:
+            self._breaker.look(now_ns)
         if not looked or now_ns - self._read_ns >= _READ_EVERY_NS:
             self._read_statistics(now_ns)
         return looked

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from broker.core.layout import PACKET_TAG_RESTORED
+from broker.core.metrics import index
 from stages.capture import rows
+from stages.capture.own_kernels import ALIKE, FOREIGN, OWN, whose
 from stages.capture.rows import PACKET_BYTES, write_row
 from stages.jit import kernel
 from stages.memory import add64, copy, load16, load32, load64, load_acquire, shift_right, store64, store_be16, store_release
@@ -20,10 +22,14 @@ RING = np.dtype(
             "held",  # kernel blocks before `current` that are walked to their end and not yet given back
             "taken",  # packets walked since the ring was opened
             "n_packets", "data_used", "max_packets", "data_bytes", "input",
+            "own_at",  # the table of our own tunnels, see `own_kernels`; 0: nothing is our own
+            "alike",  # packets that looked like our own at other addresses, since the ring was opened
+            "drop_alike",  # 1: they are dropped
         )
     ]
 )  # fmt: skip
-"""The state of the walk, private to the process. *Written* by the kernel: current, offset, left, held, taken, n_packets, data_used."""
+"""The state of the walk, private to the process. *Written* by the kernel: current, offset, left, held, taken, alike, n_packets,
+data_used."""
 
 assert RING.fields is not None
 _RING_AT, _BLOCK_BYTES, _N_BLOCKS = RING.fields["ring_at"][1], RING.fields["block_bytes"][1], RING.fields["n_blocks"][1]
@@ -31,6 +37,7 @@ _CURRENT, _OFFSET, _LEFT = RING.fields["current"][1], RING.fields["offset"][1], 
 _HELD, _TAKEN, _INPUT = RING.fields["held"][1], RING.fields["taken"][1], RING.fields["input"][1]
 _N, _USED = RING.fields["n_packets"][1], RING.fields["data_used"][1]
 _MAX_PACKETS, _DATA_BYTES = RING.fields["max_packets"][1], RING.fields["data_bytes"][1]
+_OWN_AT, _ALIKE, _DROP_ALIKE = RING.fields["own_at"][1], RING.fields["alike"][1], RING.fields["drop_alike"][1]
 
 # struct tpacket_block_desc: block_status (32 bits) and num_pkts (32 bits) share the aligned word at 8
 _STATUS_WORD, _FIRST = 8, 16
@@ -45,6 +52,7 @@ _ALIGN = 16  # of every packet in the block: it is copied faster
 _NS = 1_000_000_000
 _CAPTURED, _CAPTURED_BYTES, _RESTORED = rows.CAPTURED, rows.CAPTURED_BYTES, rows.RESTORED
 _OVERSIZE, _MALFORMED = rows.OVERSIZE, rows.MALFORMED
+_DROPPED_OWN, _DROPPED_LOOP = 8 * index("capture", "dropped_own"), 8 * index("capture", "dropped_loop")
 
 
 @kernel
@@ -78,7 +86,8 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     current, offset, left = load64(state_at + _CURRENT), load64(state_at + _OFFSET), load64(state_at + _LEFT)
     held, slot = load64(state_at + _HELD), load64(state_at + _INPUT)
     max_packets, data_bytes = load64(state_at + _MAX_PACKETS), load64(state_at + _DATA_BYTES)
-    n, used, looked, wire_bytes, restored, oversize, malformed = 0, 0, 0, 0, 0, 0, 0
+    own_at, drop_alike = load64(state_at + _OWN_AT), load64(state_at + _DROP_ALIKE)
+    n, used, looked, wire_bytes, restored, oversize, malformed, own, alike = 0, 0, 0, 0, 0, 0, 0, 0, 0
     full = 0
     while not full and held < n_blocks:
         block_at = ring_at + current * block_bytes
@@ -100,6 +109,10 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
                 malformed += 1
             elif caplen + tag > data_bytes:
                 oversize += 1
+            elif (maker := whose(own_at, p + mac, caplen) if own_at else FOREIGN) == OWN:
+                own += 1
+            elif maker == ALIKE and drop_alike:
+                alike += 1
             else:
                 start = (used + _ALIGN - 1) & -_ALIGN
                 if n == max_packets or start + caplen + tag > data_bytes:
@@ -122,6 +135,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
                 used = start + caplen + tag
                 wire_bytes += wirelen + tag
                 n += 1
+                alike += int(maker == ALIKE)
             looked += 1
             left -= 1
             if left:
@@ -134,6 +148,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     store64(state_at + _LEFT, left)
     store64(state_at + _HELD, held)
     add64(state_at + _TAKEN, looked)
+    add64(state_at + _ALIKE, alike)
     store64(state_at + _N, n)
     store64(state_at + _USED, used)
     add64(counters_at + _CAPTURED + 8 * slot, n)
@@ -141,4 +156,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     add64(counters_at + _RESTORED + 8 * slot, restored)
     add64(counters_at + _OVERSIZE + 8 * slot, oversize)
     add64(counters_at + _MALFORMED + 8 * slot, malformed)
+    add64(counters_at + _DROPPED_OWN + 8 * slot, own)
+    if drop_alike:
+        add64(counters_at + _DROPPED_LOOP + 8 * slot, alike)
     return looked

@@ -19,7 +19,7 @@ from broker.core.batch import Batch
 from broker.core.layout import PAGE
 from broker.core.metrics import index
 from broker.core.model import Input
-from broker.core.stage import Context
+from broker.core.stage import Context, Generation
 from stages.capture import walk
 from stages.capture.errors import SourceError, report
 from stages.capture.pace import Pace
@@ -119,6 +119,9 @@ class Files:
     @property
     def finished(self) -> bool:
         return self._stopped or self._next >= len(self._plays)
+
+    def load(self, generation: Generation) -> None:
+        """Nothing in a file is sent by us now."""
 
     @property
     def wait_fd(self) -> int:

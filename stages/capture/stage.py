@@ -5,9 +5,10 @@ alignment. From an interface packets are copied: the only user-space copy of the
 
 | | |
 |---|---|
-| reads | capture files (pcap, pcapng; `-` is standard input) or a live interface (AF_PACKET), by the kind of the lane's first input |
+| reads | capture files (pcap, pcapng; `-` is standard input), a live interface (AF_PACKET) or sockets at the end of tunnels, by the \
+kind of the lane's first input |
 | writes | BLOCK n_packets, data_used; packets; data |
-| options | `Input`: files, pace; interface, promiscuous, ring_bytes |
+| options | `Input`: files, pace; interface, promiscuous, ring_bytes, capture_own; listen, senders, address, port, key, vni, buffer_bytes |
 | counts | captured_*, tags_restored, cut_packets, dropped_*; seen_packets; the position source_* |
 
 Received packets of an input are captured_packets and everything dropped_*. What a crash costs: nothing for files; for an interface
@@ -21,8 +22,11 @@ from typing import ClassVar
 from broker.core.batch import Batch
 from broker.core.stage import Context, Generation
 from stages.capture.afpacket import Interface
+from stages.capture.endpoint import Endpoint
 from stages.capture.errors import SourceError, report
 from stages.capture.files import Files
+
+_SOURCES: dict[str, type[Files | Interface | Endpoint]] = {"pcap": Files, "afpacket": Interface, "tunnel": Endpoint}
 
 
 class Capture:
@@ -32,11 +36,7 @@ class Capture:
 
     def open(self, context: Context) -> None:
         """SourceError in words when there is nothing to capture from."""
-        self._source: Files | Interface
-        if context.lane.inputs[0].kind == "pcap":
-            self._source = Files(context)
-        else:
-            self._source = Interface(context)
+        self._source: Files | Interface | Endpoint = _SOURCES[context.lane.inputs[0].kind](context)
         try:
             self._source.open()
         except SourceError as error:
@@ -44,7 +44,8 @@ class Capture:
             raise
 
     def load(self, generation: Generation) -> None:
-        """Capture takes what comes, whatever the policy says."""
+        """Capture takes what comes, whatever the policy says; but an interface has to know our own packets."""
+        self._source.load(generation)
 
     def step(self, batch: Batch) -> int:
         return self._source.step(batch)

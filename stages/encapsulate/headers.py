@@ -46,6 +46,7 @@ _HEADER_LEN, _PATCHES, _IP_LEN, _TUNNEL_AT, _CHECKSUM_AT, _SEQUENCE_AT, _IP_SUM,
     )
 )  # fmt: skip
 
+_SHORT = 32  # GRE with a key over IPv4
 _IPV6_HEADER = 40  # not part of the payload length
 _ANY_CHECKSUM = PATCH_CHECKSUM | PATCH_UDP_CHECKSUM
 _RARE = WINDOW_IP | PATCH_FLOW_ID | PATCH_ERSPAN
@@ -81,13 +82,14 @@ def write_headers(
         total_len = header_len + load32(frame + _FRAME_DATA_LEN)
         data = data_at + load32(frame + _FRAME_DATA_AT)
         packet = load32(frame + _FRAME_PACKET)
-        flow = load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
         number = load64(numbers_at + 8 * tool)
         store64(numbers_at + 8 * tool, number + 1)
-        if header_len == load32(template + _HEADER_LEN):
-            copy(header, template, HEADER_ROOM)
-        else:  # a head of the packet lies behind it already
+        if header_len != load32(template + _HEADER_LEN):  # a head of the packet lies behind it already
             copy(header, template, load32(template + _HEADER_LEN))
+        elif header_len <= _SHORT:  # constant lengths are a few instructions
+            copy(header, template, _SHORT)
+        else:
+            copy(header, template, HEADER_ROOM)
         if patches & PATCH_IPV4:
             identification = number & 0xFFFF
             store_be16(header + 2, total_len)
@@ -101,13 +103,16 @@ def write_headers(
             udp = header + load32(template + _IP_LEN)
             store_be16(udp + 4, header + total_len - udp)
             if patches & PATCH_SOURCE_PORT:
+                flow = load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
                 store_be16(udp, FIRST_FLOW_PORT + (flow & (65_536 - FIRST_FLOW_PORT - 1)))
         if patches & _RARE:
             if patches & PATCH_ERSPAN:
                 truncated = load32(frame + _FRAME_WIRELEN) > total_len
                 write_erspan(template, header, data, total_len - header_len, truncated, packets_at + packet * _PACKET_BYTES)
             elif patches & PATCH_FLOW_ID:
-                store8(header + load32(template + _TUNNEL_AT) + _NVGRE_FLOW_ID, flow)
+                store8(
+                    header + load32(template + _TUNNEL_AT) + _NVGRE_FLOW_ID, load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
+                )
             else:
                 store_be16(header + load32(template + _TUNNEL_AT) + _GRE_TYPE, ETH_IP if load8(data) >> 4 == 4 else ETH_IP6)
         if patches & _ANY_CHECKSUM:

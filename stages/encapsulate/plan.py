@@ -9,7 +9,7 @@ from broker.core.metrics import index
 from stages.encapsulate import templates
 from stages.encapsulate.ways import ROUTE, WAY
 from stages.jit import kernel
-from stages.memory import add64, load64, store16, store32, store64
+from stages.memory import add64, load64, store32, store64
 
 PLAN = np.dtype(
     [
@@ -20,6 +20,7 @@ PLAN = np.dtype(
             "ways_at", "routes_at", "templates_at", "counters_at",
             "numbers_at",  # int64[TOOLS]: frames of each tool, then the number of the first, then counted on
             "scratch_at",  # uint8[SCRATCH_BYTES]
+            "shed_at",  # int64[MAX_PRIORITY + 1]: of each priority, how many of 2^32 flows are shed
             "n_frames", "headers_used", "shaped_used",  # so far
             "last_header_at",  # of the frame before
         )
@@ -33,7 +34,7 @@ PACKETS, VERDICTS, BLOCK = (PLAN.fields[f][1] for f in ("packets_at", "verdicts_
 MAX_PACKETS, MAX_FRAMES, HEADER_BYTES = (PLAN.fields[f][1] for f in ("max_packets", "max_frames", "header_bytes"))
 DATA_BYTES, SHAPED_FROM, WINDOW_BYTES, SEQ = (PLAN.fields[f][1] for f in ("data_bytes", "shaped_from", "window_bytes", "seq"))
 WAYS, ROUTES, TEMPLATES, COUNTERS = (PLAN.fields[f][1] for f in ("ways_at", "routes_at", "templates_at", "counters_at"))
-NUMBERS, SCRATCH = (PLAN.fields[f][1] for f in ("numbers_at", "scratch_at"))
+NUMBERS, SCRATCH, SHED_SHARES = (PLAN.fields[f][1] for f in ("numbers_at", "scratch_at", "shed_at"))
 N_FRAMES, HEADERS_USED, SHAPED_USED = (PLAN.fields[f][1] for f in ("n_frames", "headers_used", "shaped_used"))
 LAST_HEADER = PLAN.fields["last_header_at"][1]
 
@@ -46,10 +47,9 @@ VERDICT_BYTES = layout.VERDICT.itemsize
 VERDICT_BITS, VERDICT_FLOW = (layout.VERDICT.fields[f][1] for f in ("verdict", "flow"))
 
 assert layout.FRAME.fields is not None
-_FRAME_BYTES = layout.FRAME.itemsize
-_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE, _WIRELEN = (
-    layout.FRAME.fields[f][1] for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share", "wirelen")
-)
+FRAME_BYTES = layout.FRAME.itemsize
+_ORDER = ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "wirelen", "share")
+assert [layout.FRAME.fields[name][1] for name in _ORDER] == [0, 4, 6, 8, 12, 16, 20, 24]  # `write_row` stands on it
 
 assert ROUTE.fields is not None
 assert WAY.fields is not None
@@ -73,7 +73,7 @@ MERGED, GIVEN, SLICED, STRIPPED, UNSTRIPPED, MASKED, SEGMENTED, UNSEGMENTED = (
     8 * index("encapsulate", f"{name}_frames")
     for name in ("merged", "given", "sliced", "stripped", "unstripped", "masked", "segmented", "unsegmented")
 )
-SHARED = 8 * index("encapsulate", "shared_packets")
+SHARED, SHED = 8 * index("encapsulate", "shared_packets"), 8 * index("encapsulate", "dropped_shed")
 
 
 @kernel
@@ -83,18 +83,21 @@ def has_room(plan: int, header_len: int) -> bool:
 
 
 @kernel
+def write_row(
+    frame: int, p: int, tool: int, share: int, header_at: int, header_len: int, data_at: int, data_len: int, wirelen: int
+) -> None:
+    """A FRAME row, by words. `header_len` is below 32768."""
+    store64(frame, p | tool << 32 | header_len << 48)
+    store64(frame + 8, header_at | data_at << 32)
+    store64(frame + 16, data_len | wirelen << 32)
+    store32(frame + 24, share)
+
+
+@kernel
 def add_frame(plan: int, p: int, tool: int, share: int, header_len: int, data_at: int, data_len: int, wirelen: int) -> None:
     """A row whose header is the next `header_len` bytes. There must be room."""
     n_frames, header_at = load64(plan + N_FRAMES), load64(plan + HEADERS_USED)
-    frame = load64(plan + FRAMES) + n_frames * _FRAME_BYTES
-    store32(frame + _PACKET, p)
-    store16(frame + _TOOL, tool)
-    store16(frame + _HEADER_LEN, header_len)
-    store32(frame + _HEADER_AT, header_at)
-    store32(frame + _DATA_AT, data_at)
-    store32(frame + _DATA_LEN, data_len)
-    store32(frame + _SHARE, share)
-    store32(frame + _WIRELEN, wirelen)
+    write_row(load64(plan + FRAMES) + n_frames * FRAME_BYTES, p, tool, share, header_at, header_len, data_at, data_len, wirelen)
     add64(load64(plan + NUMBERS) + 8 * tool, 1)
     add64(load64(plan + COUNTERS) + 8 * tool + FRAMED_BYTES, header_len + data_len)
     store64(plan + LAST_HEADER, header_at)

@@ -21,22 +21,26 @@ A reload leaves them going on, a restart of the broker too (`broker/supervisor/n
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.metrics import index
+from broker.core.model import MAX_PRIORITY
 from broker.core.stage import AGAIN, Context, Generation
 from stages.encapsulate.frames import list_frames
 from stages.encapsulate.headers import write_headers
 from stages.encapsulate.paths import Paths
 from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
+from stages.encapsulate.shed import Shedding
 from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
 
+_N_PLACES = 12  # of PLAN: what is the same whenever a block is worked on
 _EVICTED = index("encapsulate", "dedup_evicted")
 
 
@@ -53,16 +57,23 @@ class Encapsulate:
         self._templates = np.zeros(layout.TOOLS, TEMPLATE)
         self._plan = np.zeros(1, PLAN)
         self._plan_at = int(self._plan.ctypes.data)
+        self._words = self._plan.view(np.int64)
+        self._places: dict[int, NDArray[np.int64]] = {}
+        self._numbers_at, self._templates_at = int(self._numbers.ctypes.data), int(self._templates.ctypes.data)
         for name, array in (("numbers", self._numbers), ("scratch", self._scratch), ("templates", self._templates)):
             self._plan[f"{name}_at"] = array.ctypes.data
         self._plan["counters_at"] = context.counters_at
+        self._shedding = Shedding()
+        self._plan["shed_at"] = self._shedding.shares.ctypes.data
+        self._sheds = False
         self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
         self._templates[:] = make_templates(generation.config.tools, generation.number)
-        self._ways = ways = Ways(generation.config, self._ways)
+        self._ways = ways = Ways(generation.config, self._templates, self._ways)
         self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
         self._paths = Paths(generation.config.tools)
+        self._sheds = self._context.lane.is_live and bool((ways.routes["priority"] < MAX_PRIORITY).any())
         self._state = b""
         self._look()
 
@@ -82,20 +93,15 @@ class Encapsulate:
         if not tickets_reached(context.tickets_at, self._ticket_rows, seq):
             return AGAIN
         self._look()
+        if self._sheds:
+            self._shedding.look(self._context.ring_fill())
         self._fill(batch)
         n_frames = list_frames(self._plan_at)
-        numbers_at = int(self._numbers.ctypes.data)
-        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, numbers_at)
+        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
         write_headers(
-            batch.frames_at,
-            n_frames,
-            batch.headers_at,
-            batch.data_at,
-            batch.packets_at,
-            batch.verdicts_at,
-            int(self._templates.ctypes.data),
-            numbers_at,
-        )
+            batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.packets_at, batch.verdicts_at,
+            self._templates_at, self._numbers_at,
+        )  # fmt: skip
         self._count_evicted()
         return max(0, int(batch.block["n_packets"][0]))
 
@@ -105,12 +111,13 @@ class Encapsulate:
             self._context.counters[_EVICTED + slot] += n
 
     def _fill(self, batch: Batch) -> None:
-        plan: Any = self._plan[0]
-        plan["block_at"], plan["packets_at"], plan["verdicts_at"] = batch.block_at, batch.packets_at, batch.verdicts_at
-        plan["frames_at"], plan["headers_at"], plan["data_at"] = batch.frames_at, batch.headers_at, batch.data_at
-        plan["max_packets"], plan["max_frames"], plan["header_bytes"] = batch.max_packets, batch.max_frames, batch.header_bytes
-        plan["data_bytes"], plan["shaped_from"], plan["window_bytes"] = batch.data_bytes, batch.shaped_from, batch.window_bytes
-        plan["seq"] = batch.seq
+        """The places of a block are always the same: found once."""
+        places = self._places.get(batch.block_at)
+        if places is None:
+            names = (PLAN.names or ())[:_N_PLACES]
+            places = self._places[batch.block_at] = np.array([getattr(batch, name) for name in names], np.int64)
+        self._words[:_N_PLACES] = places
+        self._plan["seq"] = batch.seq
 
     def close(self) -> None:
         pass

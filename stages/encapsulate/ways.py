@@ -30,6 +30,7 @@ from stages.encapsulate.layers import (
     STRIP_VXLAN,
 )
 from stages.encapsulate.masks import FROM_FRAME, FROM_L3, FROM_L4, FROM_PAYLOAD
+from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
 from stages.encapsulate.sample import limiter_for
 
 BUCKETS = 1024
@@ -40,14 +41,15 @@ def _row(*names: str) -> np.dtype[np.void]:
     return np.dtype([(name, "<i8") for name in names])
 
 
-WAY = _row("kind", "first", "n", "before", "buckets_at", "balance", "of_inner", "is_group")
-"""`first`, `n`: its routes. `before`: verdict bits of the same tool or group that go first. `buckets_at`: u1[BUCKETS], a route each."""
-WAY_NONE, WAY_ONE, WAY_SHARE, WAY_ALL = range(4)
+WAY = _row("kind", "first", "n", "before", "buckets_at", "balance", "of_inner", "is_group", "tool", "header_len", "max_data_len", "by_tool")
+"""`first`, `n`: its routes. `before`: verdict bits of the same tool or group that go first. `buckets_at`: u1[BUCKETS], a route each.
+WAY_PLAIN has what its template says too: nothing else has to be looked at for its frames."""
+WAY_NONE, WAY_PLAIN, WAY_ONE, WAY_SHARE, WAY_ALL = range(5)
 BALANCE = {"five-tuple": 0, "three-tuple": 1, "two-tuple": 2}
 
 ROUTE = _row(
     "tool", "plain", "alive", "sample_one_in", "sample_packets", "dedup_at", "limit_at", "strip", "push_vlan", "masks_at", "n_masks",
-    "mask_checksums", "slice_after", "slice_bytes", "segment_bytes", "max_bytes", "cut_to_mtu", "counted",
+    "mask_checksums", "slice_after", "slice_bytes", "segment_bytes", "max_bytes", "cut_to_mtu", "counted", "priority",
 )  # fmt: skip
 """`plain`: nothing is done with its packets. `alive`: 0: not delivered to by a group. `max_bytes`: of the outer IP packet, 0: any; what is
 longer is cut (`cut_to_mtu`) or dropped. `counted`: packets sampled from so far."""
@@ -77,7 +79,7 @@ class _Sharing:
 class Ways:
     """The tables of a generation. `before`: those of the one before it."""
 
-    def __init__(self, config: Config, before: Ways | None = None) -> None:
+    def __init__(self, config: Config, templates: NDArray[np.void], before: Ways | None = None) -> None:
         self._duplicates: dict[tuple[str, Dedup], Duplicates] = {}
         self._buckets: dict[tuple[str, Limit], NDArray[np.void]] = {}
         self._evicted: dict[tuple[str, Dedup], int] = dict(before._evicted) if before else {}
@@ -111,6 +113,23 @@ class Ways:
             routes += [self._route(tools[name], merged(shape, tools[name].shape) if d.map else tools[name].shape) for name in members]
         self._before = None
         self.routes = np.concatenate(routes) if routes else np.zeros(0, ROUTE)
+        self._find_plain(templates)
+
+    def _find_plain(self, templates: NDArray[np.void]) -> None:
+        """Tools that no other way leads to, and with whose packets nothing is done."""
+        routes = self.routes
+        taken: dict[int, int] = {}
+        for way in self.ways:
+            for route in routes[int(way["first"]) : int(way["first"]) + int(way["n"])]:
+                taken[int(route["tool"])] = taken.get(int(route["tool"]), 0) + 1
+        for way in self.ways:
+            if way["kind"] != WAY_ONE:
+                continue
+            route = routes[int(way["first"])]
+            template = templates[int(route["tool"])]
+            if route["plain"] and taken[int(route["tool"])] == 1 and not int(template["patches"]) & WINDOW_IP:
+                way["kind"], way["tool"], way["by_tool"] = WAY_PLAIN, route["tool"], bool(int(template["patches"]) & SHARE_BY_TOOL)
+                way["header_len"], way["max_data_len"] = template["header_len"], template["max_data_len"]
 
     def _route(self, tool: Tool, shape: Shape) -> NDArray[np.void]:
         made = np.zeros(1, ROUTE)
@@ -133,6 +152,7 @@ class Ways:
             self._masks.append(masks)
             row["masks_at"], row["n_masks"] = masks.ctypes.data, len(masks)
         row["mask_checksums"] = shape.mask_checksums
+        row["priority"] = shape.priority
         row["slice_after"], row["slice_bytes"] = SLICE_AFTER[shape.slice_after], shape.slice_bytes
         return made
 

@@ -29,7 +29,9 @@ FULL, TOO_BIG, UNREACHABLE, NO_LISTENER, FORBIDDEN, DISK, TOOL_DOWN, OTHER = (
 )
 DELIVERED_FRAMES, DELIVERED_BYTES = index("send", "delivered_frames"), index("send", "delivered_bytes")
 UNHEARD = index("send", "unheard_reports")
+READER_MISSED, READER_LOST = index("send", "reader_missed_frames"), index("send", "reader_lost_frames")
 FILE_BYTES, FILE_INODE = index("send", "file_bytes"), index("send", "file_inode")
+FILE_BEGUN, FILE_NEXT = index("send", "file_begun_ns"), index("send", "file_next_ns")
 
 _REASONS: dict[int, tuple[int, ...]] = {
     FULL: (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM),
@@ -85,6 +87,8 @@ class Scratch:
         self.buffer_at = int(self.buffer.ctypes.data)
         self.ends = np.zeros(context.geometry.max_frames, np.int64)
         self.ends_at = int(self.ends.ctypes.data)
+        self.lens = np.zeros(context.geometry.max_frames, np.int64)
+        self.lens_at = int(self.lens.ctypes.data)
         self.vectors_at = int(self.vectors.ctypes.data)
         self.reasons_at = int(SENDING.ctypes.data)
         self.progress_at = context.progress_at
@@ -121,7 +125,8 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, tool_one_port, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew.
+    Events: tool_opened, tool_one_port, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew, file_finished,
+    file_not_removed, reader_joined, reader_left, reader_refused.
     """
 
     def __init__(self, log: Any, tool: Tool) -> None:

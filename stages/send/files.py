@@ -1,6 +1,4 @@
-"""Frames into a pcap file (draft-ietf-opsawg-pcap, nanosecond magic): bare packets as Ethernet, outer packets as raw IP.
-
-Each record has the time of its packet, and the original length counts what was on the wire: outer header + packet.
+"""Frames into a capture file: bare packets as Ethernet, outer packets as raw IP (`formats.py`).
 
 A regular file begins anew with a pipeline and is exact after a crash: counter ``file_bytes`` says up to where it is whole, is committed
 with the cursor, and the file is cut back to it before the block is done again; ``file_inode`` says which file that is. The mode of a
@@ -12,30 +10,32 @@ new file is 0666 less the umask. Its directory must be there. With more than one
 | a write fails or is short | what is not whole is cut off again and counted (dropped_disk); the next block tries again |
 | it cannot be cut either | closed; opening it again cuts it |
 | a pipe is full for PATIENCE_MS | frames not begun are counted in dropped_full; a record that was begun is finished first next time |
+| the same, and the tool waits for its reader | `unsent` says how many rows are left, and `go_on` tries again |
+| nobody reads the pipe any more | dropped_tool_down; whoever reads it next gets a beginning of its own |
 
-Pipes and devices are written as they are: nothing is cut, and after a crash a block may be repeated.
+Pipes, sockets and devices are written as they are: nothing is cut, and after a crash a block may be repeated, behind a record that the
+crash has cut. ``-`` is standard output.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import select
+import socket
 import stat
-import struct
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from broker.core.batch import Batch
-from broker.core.layout import MAX_FRAME_BYTES
-from broker.core.model import Tool
+from broker.core.model import STDOUT, Tool
 from broker.core.stage import Context
-from stages.send import kernels
 from stages.send.egress import (
-    BUFFER_BYTES,
     DELIVERED_BYTES,
     DELIVERED_FRAMES,
     DISK,
@@ -47,17 +47,15 @@ from stages.send.egress import (
     Scratch,
     reasons,
 )
+from stages.send.formats import Format
 
 PATIENCE_MS = 2
-NANOSECOND_MAGIC = 0xA1B23C4D
-LINKTYPE_ETHERNET, LINKTYPE_RAW = 1, 101  # tcpdump.org/linktypes.html
-_FILE_HEADER = struct.Struct("<IHHiIII")
+LAST_MS = 200
+PIPE_BYTES = 1024 * 1024
+"""What a pipe is asked to hold; less if the kernel does not allow it (fs.pipe-max-size)."""
 
 WRITING = reasons(DISK)
-
-
-def file_header(linktype: int) -> bytes:
-    return _FILE_HEADER.pack(NANOSECOND_MAGIC, 2, 4, 0, 0, MAX_FRAME_BYTES, linktype)
+_OPEN = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def file_path(tool: Tool, context: Context) -> Path:
@@ -65,37 +63,67 @@ def file_path(tool: Tool, context: Context) -> Path:
     return path if context.lanes_total == 1 else path.with_name(f"{path.stem}-lane{context.lane.number}{path.suffix}")
 
 
+def _open_stdout() -> int:
+    """Opened once more, so that not blocking is ours alone; a socket cannot be, it is told with every call."""
+    try:
+        return os.open("/proc/self/fd/1", _OPEN)
+    except OSError:
+        if not stat.S_ISSOCK(os.fstat(1).st_mode):
+            raise
+        return os.dup(1)
+
+
 class FileEgress:
     """One tool's file."""
 
-    def __init__(self, tool: Tool, context: Context, scratch: Scratch, log: Any, *, overwrite: bool) -> None:
-        """`overwrite`: a file that is there already is begun anew, as when a broker starts; a reload goes on behind what is in it."""
+    def __init__(
+        self, tool: Tool, made: Format, context: Context, scratch: Scratch, log: Any, *, overwrite: bool, path: Path | None = None
+    ) -> None:
+        """`overwrite`: a file that is there already is begun anew, as when a broker starts; a reload goes on behind what is in it.
+
+        `path`: instead of the tool's file, one that nobody else may write: it is locked.
+        """
         self.tool = tool
         self._overwrite = overwrite
-        self.path = file_path(tool, context)
-        self._header = file_header(LINKTYPE_RAW if tool.tunnel else LINKTYPE_ETHERNET)
+        self._locked = path is not None
+        self.path = path or file_path(tool, context)
+        self.format = made
         self._counters = context.counters[tool.slot :]
         self._scratch = scratch
         self._progress = ctypes.c_int64.from_address(context.progress_at)
         self._notices = Notices(log, tool)
         self._retry = Retry()
         self._fd = -1
+        self._socket: socket.socket | None = None
         self._regular = True
         self._length = 0  # of a regular file: up to the last whole record
         self._owed = b""  # the rest of a record that a pipe has the beginning of
         self._down = OPENING[0]
+        self.unsent = 0  # rows of the block in hand that the reader has no room for yet
+        self._rest: tuple[int, int, int] = (0, 0, 0)
+        self._takes_over = context.epoch > 1
         self._open()
 
     @property
     def repeats(self) -> bool:
         return not self._regular
 
+    @property
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self._length
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
     def _open(self) -> bool:
         try:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            self._fd = _open_stdout() if self.tool.file == STDOUT else os.open(self.path, _OPEN, 0o666)
             about = os.fstat(self._fd)
             self._regular = stat.S_ISREG(about.st_mode)
             self._owed = b""
+            self._lock_or_widen(about)
             if not (self._regular and self._resume(about)):
                 if self._regular and about.st_size and not self._overwrite:
                     self._append(about)
@@ -107,9 +135,24 @@ class FileEgress:
             self._retry.failed()
             self._notices.warn("tool_down", error.strerror or str(error), file=str(self.path))
             return False
+        self._takes_over = False
         self._retry.worked()
         self._notices.info("tool_opened", file=str(self.path), at=self._length)
         return True
+
+    def _lock_or_widen(self, about: os.stat_result) -> None:
+        if self._locked:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(errno.EBUSY, "another process is writing it") from None
+        if stat.S_ISSOCK(about.st_mode):
+            self._socket = socket.socket(fileno=self._fd)
+        elif stat.S_ISFIFO(about.st_mode):
+            try:
+                fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            except OSError:  # not allowed so much, or not while it is full
+                return
 
     def _resume(self, about: os.stat_result) -> bool:
         """Go on after the last whole record if this is the file that `file_bytes` speaks of. OSError if it holds another link type."""
@@ -131,69 +174,84 @@ class FileEgress:
         self._counters[FILE_BYTES], self._counters[FILE_INODE] = self._length, about.st_ino
 
     def _expect_ours(self) -> None:
-        with self.path.open("rb") as written:
-            if written.read(len(self._header)) != self._header:
+        header = self.format.header
+        with open("/proc/self/fd/1" if self.tool.file == STDOUT else self.path, "rb") as written:
+            if written.read(len(header)) != header:
                 raise OSError(errno.EEXIST, "is there already and holds something else")
 
     def _begin(self, about: os.stat_result) -> None:
+        header = self.format.header
         if self._regular:
             os.ftruncate(self._fd, 0)
+        elif self._takes_over and about.st_ino == int(self._counters[FILE_INODE]):
+            return  # the worker before this one has begun the same pipe, and its reader must not meet a second beginning
         written = 0
-        while written < len(self._header):
-            written += os.write(self._fd, self._header[written:])
-        self._length = len(self._header)
-        self._counters[FILE_BYTES], self._counters[FILE_INODE] = (self._length, about.st_ino) if self._regular else (0, 0)
+        while written < len(header):
+            written += self._put(memoryview(header)[written:])
+        self._length = len(header)
+        self._counters[FILE_BYTES], self._counters[FILE_INODE] = self._length if self._regular else 0, about.st_ino
 
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
         if self._fd < 0 and not (self._retry.due() and self._open()):
             self._counters[self._down] += n_rows
             return
         scratch = self._scratch
-        done = 0
+        done = self.unsent = 0
         while done < n_rows:
-            after = kernels.fill_records(
-                batch.frames_at, batch.packets_at, batch.headers_at, batch.data_at,
-                rows_at, done, n_rows, scratch.buffer_at, BUFFER_BYTES, scratch.ends_at,
-            )  # fmt: skip
+            after = self.format.fill(batch, rows_at, done, n_rows, scratch)
             ends = scratch.ends[: after - done]
             self._progress.value = max(self._progress.value, progress + after)
             size = int(ends[-1])
             written, number = self._write(scratch.buffer[:size])
             whole = after - done if written == size else int(np.searchsorted(ends, written, side="right"))
+            whole_bytes = int(ends[whole - 1]) if whole else 0
             if number and not self._regular:
                 whole += self._keep_rest(ends, whole, written)
-            whole_bytes = int(ends[whole - 1]) if whole else 0
             self._counters[DELIVERED_FRAMES] += whole
-            self._counters[DELIVERED_BYTES] += whole_bytes - whole * kernels.RECORD_HEADER
+            self._counters[DELIVERED_BYTES] += int(scratch.lens[whole - 1]) if whole else 0
             done += whole
             if self._regular:
                 self._length += whole_bytes
                 self._counters[FILE_BYTES] = self._length
+            if number == errno.EAGAIN and self.tool.waits:
+                self.unsent = n_rows - done
+                self._rest = rows_at + 4 * done, self.unsent, progress + done
+                return
             if number:
                 self._counters[int(WRITING[number])] += n_rows - done
                 self._fail(number)
                 return
+
+    def go_on(self, batch: Batch) -> bool:
+        """Send what was left of the same block. True: nothing is left."""
+        self.send(batch, *self._rest)
+        return not self.unsent
+
+    def _put(self, data: memoryview | bytes) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._fd, data)
 
     def _write(self, records: Any) -> tuple[int, int]:
         """(bytes written, errno of what stopped it or 0)."""
         view = memoryview(records)
         written = 0
         waited = False
-        try:
-            while self._owed:
-                self._owed = self._owed[os.write(self._fd, self._owed) :]
-            while written < len(view):
-                try:
-                    written += os.write(self._fd, view[written:])
-                except BlockingIOError:
-                    if waited:
-                        raise
-                    waited = True
-                    poller = select.poll()
-                    poller.register(self._fd, select.POLLOUT)
-                    poller.poll(PATIENCE_MS)
-        except OSError as error:
-            return written, error.errno or errno.EIO
+        while self._owed or written < len(view):
+            try:
+                if self._owed:
+                    self._owed = self._owed[self._put(self._owed) :]
+                else:
+                    written += self._put(view[written:])
+            except BlockingIOError as error:
+                if waited:
+                    return written, error.errno or errno.EAGAIN
+                waited = True
+                poller = select.poll()
+                poller.register(self._fd, select.POLLOUT)
+                poller.poll(PATIENCE_MS)
+            except OSError as error:
+                return written, error.errno or errno.EIO
         return written, 0
 
     def _keep_rest(self, ends: Any, whole: int, written: int) -> int:
@@ -208,6 +266,7 @@ class FileEgress:
         self._notices.warn("file_failed", os.strerror(number), file=str(self.path))
         if not self._regular:
             if number != errno.EAGAIN:  # nobody reads the pipe any more
+                self._counters[FILE_INODE] = 0
                 self._close_for_now(int(OPENING[number]))
             return
         try:
@@ -221,6 +280,15 @@ class FileEgress:
         self._retry.failed()
 
     def close(self) -> None:
-        if self._fd >= 0:
+        """A pipe gets the rest of a record that it has the beginning of, if its reader goes on within LAST_MS."""
+        deadline = time.monotonic() + LAST_MS / 1000
+        while self._owed and self._fd >= 0 and time.monotonic() < deadline:
+            if self._write(b"")[1] not in (0, errno.EAGAIN):
+                break
+        self._owed = b""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        elif self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+        self._fd = -1

@@ -1,4 +1,4 @@
-"""Sort a block's frames by tool, hand them to a socket, or lay them into pcap records.
+"""Sort a block's frames by tool, hand them to a socket.
 
 Frames are checked once, by `sort_frames`, before anything follows the offsets in them.
 
@@ -18,7 +18,7 @@ from broker.core import layout
 from broker.core.layout import MAX_FRAME_BYTES, TOOLS
 from broker.core.metrics import index
 from stages.jit import kernel
-from stages.memory import add64, copy, load16, load32, load64, store32, store64
+from stages.memory import add64, load16, load32, load64, store32, store64
 from stages.send.libc import errno_location, sendmmsg
 
 JOB = np.dtype(
@@ -48,22 +48,18 @@ MMSGHDR_BYTES, IOVEC_BYTES = 64, 16
 VECTORS_BYTES = VECTORS * (MMSGHDR_BYTES + 2 * IOVEC_BYTES)
 GIVE_UP_AFTER = 16
 
-RECORD_HEADER = 16  # pcap: seconds, nanoseconds, captured length, original length
 
-
-def _offset(dtype: np.dtype[Any], field: str) -> int:
+def offset_of(dtype: np.dtype[Any], field: str) -> int:
     assert dtype.fields is not None
     return int(dtype.fields[field][1])
 
 
-_N_PACKETS, _N_FRAMES = (_offset(layout.BLOCK, f) for f in ("n_packets", "n_frames"))
-_PACKET_BYTES = layout.PACKET.itemsize
-_TS_NS = _offset(layout.PACKET, "ts_ns")
+_N_PACKETS, _N_FRAMES = (offset_of(layout.BLOCK, f) for f in ("n_packets", "n_frames"))
 _FRAME_BYTES = layout.FRAME.itemsize
-_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE, _FRAME_WIRELEN = (
-    _offset(layout.FRAME, f) for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share", "wirelen")
+_PACKET, _TOOL, _HEADER_LEN, _HEADER_AT, _DATA_AT, _DATA_LEN, _SHARE = (
+    offset_of(layout.FRAME, f) for f in ("packet", "tool", "header_len", "header_at", "data_at", "data_len", "share")
 )
-_JOB = tuple(_offset(JOB, f) for f in JOB.names or ())
+_JOB = tuple(offset_of(JOB, f) for f in JOB.names or ())
 _FD, _SKIP, _COUNTERS_AT, _REASONS_AT, _VECTORS_AT, _PROGRESS_AT, _PROGRESS = _JOB[:7]
 _ROWS_AT, _N_ROWS, _DONE, _FAILURES, _FRAMES_AT, _HEADERS, _DATA = _JOB[7:]
 
@@ -76,8 +72,6 @@ _MSG_LEN = 56  # in mmsghdr, after msghdr
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _EINTR, _EMSGSIZE = errno.EINTR, errno.EMSGSIZE
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
-_NS = 1_000_000_000
-_LINE = layout.LINE
 
 
 @kernel
@@ -208,48 +202,3 @@ def send_frames(job: int) -> int:
     store64(job + _DONE, done)
     store64(job + _FAILURES, failures)
     return answer
-
-
-@kernel
-def fill_records(
-    frames_at: int,
-    packets_at: int,
-    headers_at: int,
-    data_at: int,
-    rows_at: int,
-    first: int,
-    n_rows: int,
-    buffer_at: int,
-    buffer_bytes: int,
-    ends_at: int,
-) -> int:
-    """Lay the frames from row `first` on into the buffer as pcap records, as many as fit; returns the row after the last of them.
-
-    `ends`, int64[n]: where the record of each ends in the buffer, which must have SLACK bytes more. Times before 1970 and after 2106
-    do not fit the format; their seconds wrap.
-    """
-    used = 0
-    k = first
-    while k < n_rows:
-        frame = frames_at + load32(rows_at + 4 * k) * _FRAME_BYTES
-        header_len, data_len = load16(frame + _HEADER_LEN), load32(frame + _DATA_LEN)
-        size = RECORD_HEADER + header_len + data_len
-        if used + size > buffer_bytes:
-            break
-        packet = packets_at + load32(frame + _PACKET) * _PACKET_BYTES
-        ts_ns = load64(packet + _TS_NS)
-        seconds = ts_ns // _NS
-        record = buffer_at + used
-        store32(record, seconds)
-        store32(record + 4, ts_ns - seconds * _NS)
-        store32(record + 8, header_len + data_len)
-        store32(record + 12, load32(frame + _FRAME_WIRELEN))
-        if header_len > _LINE:
-            copy(record + RECORD_HEADER, headers_at + load32(frame + _HEADER_AT), header_len)
-        elif header_len > 0:
-            copy(record + RECORD_HEADER, headers_at + load32(frame + _HEADER_AT), _LINE)  # a constant length is one instruction
-        copy(record + RECORD_HEADER + header_len, data_at + load32(frame + _DATA_AT), data_len)
-        used += size
-        store64(ends_at + 8 * (k - first), used)
-        k += 1
-    return k

@@ -1,16 +1,18 @@
-"""Send: every frame to its tool, over a socket or into a file.
+"""Send: every frame to its tool, over a socket, out of an interface, or into a file or a stream.
 
 Reads   frames, headers, data, packets (times).
 Writes  nothing in the block; ``progress`` in its own row.
-Options tools: tunnel (`sockets.py`), file (`files.py`).
-Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, file_bytes, file_inode.
+Options tools: tunnel (`sockets.py`), file (`files.py`), rotation (`rotation.py`), interface (`interface.py`), stream (`stream.py`),
+        tap (`tap.py`).
+Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, reader_*, file_*.
         For each block: frames of a tool = delivered_frames + every dropped_*.
 
-Every worker visits every block and takes the frames whose ``share % workers`` is its number: a flow stays with one worker, and a file
-with the worker whose number is the tool's slot (modulo). Within a tool frames leave in the order of the ring.
+Every worker visits every block and takes the frames whose ``share % workers`` is its number: a flow stays with one worker, and what has
+no tunnel or goes to a file with the worker whose number is the tool's slot (modulo). Within a tool frames leave in the order of the ring.
 
 Nothing here waits for a tool longer than a few ms a block, and a tool that is full or down costs next to nothing: one tool never stalls
 another. A crash repeats at most one block on sockets, counted in repeated_frames by what ``progress`` says; files are cut back instead.
+Only the one tool of a replay may wait for its reader (`Tool.waits`): then the block is done in several steps.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ from broker.core import layout, log
 from broker.core.batch import Batch
 from broker.core.metrics import index
 from broker.core.model import Tool
-from broker.core.stage import Context, Generation
+from broker.core.stage import AGAIN, Context, Generation
 from stages.send import kernels
 from stages.send.egress import TOOL_DOWN, Egress, Scratch
 from stages.send.files import FileEgress
+from stages.send.formats import make_format
+from stages.send.interface import InterfaceEgress
+from stages.send.rotation import RotatingEgress
 from stages.send.sockets import SocketEgress
+from stages.send.stream import StreamEgress
+from stages.send.tap import TapEgress
 
 _REPEATED = index("send", "repeated_frames")
 _PROGRESS_MASK = (1 << layout.PROGRESS_BITS) - 1
@@ -48,6 +55,8 @@ class Send:
         self._counts = np.zeros((2, layout.TOOLS), np.int64)
         self._mine_at, self._rows_at, self._counts_at = (int(a.ctypes.data) for a in (self._mine, self._rows, self._counts))
         self._egresses: dict[int, Egress] = {}
+        self._waiting: list[FileEgress] = []  # whose readers had no room for all of the block in hand
+        self._in_step = False
         # The block that a worker before this one may have handed over in part, and how many of its frames.
         before = ctypes.c_int64.from_address(context.progress_at).value if context.epoch > 1 else 0
         self._redo_seq, self._redo_frames = before >> layout.PROGRESS_BITS, before & _PROGRESS_MASK
@@ -64,16 +73,37 @@ class Send:
                 self._egresses[slot] = self._make_egress(tool, first=generation.number == 1)
 
     def _is_mine(self, tool: Tool) -> bool:
-        """Does this worker get frames of it? A file belongs to one worker, sockets each has its own."""
-        return tool.slot % self._context.n_workers == self._context.worker if tool.file else tool.tunnel is not None
+        """Does this worker get frames of it? Of the sockets of a tunnel each worker has its own; all else belongs to one."""
+        one = tool.tunnel is None or tool.file
+        return tool.slot % self._context.n_workers == self._context.worker if one else True
 
     def _make_egress(self, tool: Tool, *, first: bool) -> Egress:
+        given = self._context, self._scratch, self._log
+        if tool.tunnel is not None and not tool.file:
+            return SocketEgress(tool, *given)
+        if tool.interface:
+            return InterfaceEgress(tool, *given)
+        made = make_format(tool, self._context)
         if tool.file:
-            return FileEgress(tool, self._context, self._scratch, self._log, overwrite=first)
-        return SocketEgress(tool, self._context, self._scratch, self._log)
+            return FileEgress(tool, made, *given, overwrite=first)
+        if tool.tap:
+            return TapEgress(tool, *given)
+        return RotatingEgress(tool, made, *given) if tool.rotation is not None else StreamEgress(tool, made, *given)
 
     def step(self, batch: Batch) -> int:
-        """Deliver or count every frame of this worker. Returns the number of packets in the block."""
+        """Deliver or count every frame of this worker. Returns the number of packets in the block, or AGAIN if a reader has to be waited
+        for: called again with the same block it goes on where it was."""
+        self._in_step = True
+        if not self._waiting:
+            self._start(batch)
+        self._waiting = [egress for egress in self._waiting if not egress.go_on(batch)]
+        if self._waiting:
+            return AGAIN
+        self._redo_frames = 0
+        self._in_step = False
+        return max(0, int(batch.block["n_packets"][0]))
+
+    def _start(self, batch: Batch) -> None:
         context = self._context
         kernels.sort_frames(
             batch.block_at, batch.frames_at, batch.max_packets, batch.max_frames, batch.header_bytes, batch.window_bytes,
@@ -83,8 +113,6 @@ class Send:
         for slot, n in enumerate(counts):
             if n:
                 self._deliver(batch, slot, ends[slot] - n, n)
-        self._redo_frames = 0
-        return max(0, int(batch.block["n_packets"][0]))
 
     def _deliver(self, batch: Batch, slot: int, first: int, n: int) -> None:
         """The `n` frames of a tool, of which `first` frames of other tools have gone before in this block."""
@@ -95,8 +123,13 @@ class Send:
         if self._redo_frames and batch.seq == self._redo_seq and egress.repeats:
             self._context.counters[_REPEATED + slot] += min(max(self._redo_frames - first, 0), n)
         egress.send(batch, self._rows_at + 4 * first, n, (batch.seq << layout.PROGRESS_BITS) + first)
+        if isinstance(egress, FileEgress) and egress.unsent:
+            self._waiting.append(egress)
 
     def close(self) -> None:
         for egress in self._egresses.values():
-            egress.close()
+            if self._in_step and isinstance(egress, RotatingEgress):
+                egress.abandon()
+            else:
+                egress.close()
         self._egresses.clear()

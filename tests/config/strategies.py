@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
-from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rule, Stages, Tool, Tunnel
+from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Stages, Stream, Tls, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -97,6 +97,49 @@ def tunnels(draw: st.DrawFn) -> Tunnel:
 
 
 @st.composite
+def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
+    """Of any kind; `file` and `number` make it different from others."""
+    kind = draw(st.sampled_from(["tunnel", "file", "rotation", "interface", "stream"]))
+    made = draw(st.sampled_from(["pcap", "pcapng"]))
+    if kind == "tunnel":
+        return Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"])))
+    if kind == "interface":
+        return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))
+    if kind == "file":
+        return Tool(name, file=file, format=made)
+    if kind == "rotation":
+        by_size, by_time = draw(st.sampled_from([(1 << 20, 0), (0, 60), (10**9, 3600)]))
+        return Tool(
+            name, format=made, rotation=Rotation(file, by_size, by_time, draw(st.integers(0, 9)), draw(st.sampled_from(["none", "gzip"])))
+        )
+    buffer_bytes = draw(st.integers(1 << 16, 1 << 28))
+    if draw(st.booleans()):
+        tls = draw(st.none() | st.builds(Tls, ca=st.just("") | words, server_name=st.sampled_from(["", "a.example"]), verify=st.booleans()))
+        return Tool(name, format=made, stream=Stream(connect=f"192.0.2.{number}:9000", buffer_bytes=buffer_bytes, tls=tls))
+    tls = draw(st.none() | st.builds(Tls, ca=st.just("") | words, cert=words, key=st.just("") | words))
+    return Tool(name, format=made, stream=Stream(listen=f"[::]:{9000 + number}", buffer_bytes=buffer_bytes, tls=tls))
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, name: str, n: int) -> Input:
+    """`n` differs between those of one configuration."""
+    listen = draw(st.sampled_from(["gre-udp", "vxlan", "geneve"] if n else ["gre", "gre-udp", "vxlan", "geneve"]))
+    family = draw(st.sampled_from([4, 6]))
+    nets = {4: ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0"], 6: ["2001:db8::/32", "fd00::1/128", "::/0"]}
+    numbers = {"key" if listen in ("gre", "gre-udp") else "vni": draw(st.none() | st.integers(0, 2**24 - 1))}
+    return Input(
+        name,
+        "tunnel",
+        listen=listen,
+        senders=tuple(draw(st.lists(st.sampled_from(nets[family]), min_size=1, unique=True))),
+        address=draw(st.sampled_from(["", {4: "192.0.2.9", 6: "2001:db8::9"}[family]])),
+        port=0 if listen == "gre" else 10_000 + n,
+        buffer_bytes=draw(st.integers(1 << 16, 1 << 30)),
+        **numbers,
+    )
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> Config:
     def some(least: int) -> list[str]:
         return draw(st.lists(names, min_size=least, max_size=4, unique=True))
@@ -106,20 +149,18 @@ def configs(draw: st.DrawFn) -> Config:
 
     inputs = []
     for n, name in enumerate(some(1)):
-        if draw(st.booleans()):
-            inputs.append(
-                Input(
-                    name, "afpacket", interface=f"eth{n}", promiscuous=draw(st.booleans()), ring_bytes=draw(st.integers(1 << 20, 1 << 30))
-                )
-            )
+        kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
+        if kind == "afpacket":
+            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own")}
+            inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
+        elif kind == "tunnel":
+            inputs.append(draw(endpoints(name, n)))
         else:
             pace = draw(st.sampled_from(["max", "recorded", "2x", "0.5x", "10000"]))
             inputs.append(Input(name, "pcap", files=tuple(files(draw(st.integers(1, 3)), "in")), pace=pace))
     tool_names = some(1)
-    tools = [
-        Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"]))) if draw(st.booleans()) else Tool(name, file=file)
-        for name, file in zip(tool_names, files(len(tool_names), "out"), strict=True)
-    ]
+    tools = [draw(some_tools(name, file, n)) for n, (name, file) in enumerate(zip(tool_names, files(len(tool_names), "out"), strict=True))]
     to = st.lists(st.sampled_from(tool_names), min_size=1, unique=True).map(tuple)
     to_any = st.just(()) | to
     rules = st.lists(st.builds(Rule, st.sampled_from(["pass", "drop"]), expressions), min_size=1, max_size=3).map(tuple)

@@ -145,6 +145,22 @@ def test_a_configuration_made_by_a_program_has_no_places() -> None:
     assert text_of(warning) == "maps[0]: warning: map 'one' has no tools: it only counts"
 
 
+RING = """\
+inputs:
+  far: {kind: tunnel, listen: gre, from: 10.0.0.0/8}
+tools:
+  back: {tunnel: {kind: gre, remote: REMOTE}}
+collector: back
+"""
+
+
+@pytest.mark.parametrize(("remote", "is_told"), [("10.1.2.3", True), ("192.0.2.9", False), ('"2001:db8::9"', False)])
+def test_what_comes_out_of_a_tunnel_and_may_go_back_into_one_is_told(remote: str, is_told: bool) -> None:
+    said = "it takes packets from 10.1.2.3, and tool 'back' may send them back there: mind that it is no ring"
+    expected = f"t.yaml:2:3: inputs.far: warning: {said}"
+    assert warned(RING.replace("REMOTE", remote)) == ([expected] if is_told else [])
+
+
 GROUPED = """\
 inputs:
   span0: {kind: pcap, file: a}

@@ -266,7 +266,7 @@ def test_every_key_is_described_to_editors_and_in_the_readme() -> None:
     for part in parts_below(Part):
         for key, field in part.model_fields.items():
             assert key == "kind" or field.description, (part, key)
-            assert f"`{key}`" in readme, (part, key)
+            assert f"`{field.alias or key}`" in readme, (part, key)
     assert Whole in parts_below(Part)
 
 

@@ -13,13 +13,14 @@ from broker.core import layout
 from broker.core.batch import Batch, heap_batch
 from broker.core.layout import Geometry
 from broker.core.metrics import COUNTERS, N_COUNTERS, index
-from broker.core.model import Config, Lane, Tool, Tunnel
+from broker.core.model import Config, Input, Lane, Tool, Tunnel
 from broker.core.stage import Context, Generation
 from stages import memory
 from stages.encapsulate.stage import Encapsulate
 from stages.jit import PLAIN
 from stages.send import libc
 from stages.send.egress import SENDING
+from stages.send.formats import PcapNg
 from stages.send.stage import Send
 
 SMALL = Geometry(n_blocks=4, max_packets=256, max_frames=512, header_bytes=512 * 80, data_bytes=layout.MAX_FRAME_BYTES)
@@ -36,6 +37,7 @@ class Surroundings:
     epoch: int = 1
     lane: int = 0
     lanes_total: int = 1
+    inputs: tuple[Input, ...] = (Input("span0", "afpacket"),)
     counters: np.ndarray = field(default_factory=lambda: np.zeros(N_COUNTERS, np.int64))
     live: np.ndarray = field(default_factory=lambda: np.zeros(N_COUNTERS, np.int64))
     tickets: np.ndarray = field(default_factory=lambda: np.zeros(2 * SMALL.n_blocks, layout.TICKET))
@@ -48,7 +50,7 @@ class Surroundings:
             return int(array.ctypes.data)
 
         return Context(
-            Path("/nonexistent"), Lane(self.lane, ()), self.worker, self.n_workers, self.geometry, self.epoch,
+            Path("/nonexistent"), Lane(self.lane, self.inputs), self.worker, self.n_workers, self.geometry, self.epoch,
             self.counters, at(self.counters), self.live, at(self.live), at(self.sequences), at(self.tickets), at(self.progress),
             self.lanes_total,
         )  # fmt: skip
@@ -131,7 +133,17 @@ def allow_batch(batch: Batch) -> None:
 
 def allow_encapsulate(stage: Encapsulate, s: Surroundings) -> None:
     assert stage._ways is not None
-    allow_arrays(s.counters, s.tickets, s.sequences, stage._numbers, stage._templates, stage._plan, stage._scratch, *stage._ways.arrays)
+    allow_arrays(
+        s.counters,
+        s.tickets,
+        s.sequences,
+        stage._numbers,
+        stage._templates,
+        stage._plan,
+        stage._scratch,
+        stage._shedding.shares,
+        *stage._ways.arrays,
+    )
 
 
 def encapsulate(batch: Batch, *tools: Tool) -> None:
@@ -172,7 +184,10 @@ class Sender:
         s, stage = self.surroundings, self.stage
         allow_batch(batch)
         allow_arrays(s.counters, s.progress, stage._mine, stage._rows, stage._counts)
-        allow_arrays(stage._scratch.job, stage._scratch.vectors, stage._scratch.buffer, stage._scratch.ends, SENDING)
+        allow_arrays(stage._scratch.job, stage._scratch.vectors, stage._scratch.buffer, stage._scratch.ends, stage._scratch.lens, SENDING)
+        for made in (getattr(egress, "format", None) for egress in stage._egresses.values()):
+            if isinstance(made, PcapNg):
+                allow_arrays(made.interfaces)
         if PLAIN:
             memory.allow(libc.errno_location(), 4)
         before = [self.accounted(slot) for slot in range(layout.TOOLS)]

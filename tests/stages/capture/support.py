@@ -8,7 +8,7 @@ import numpy as np
 
 from broker.core.batch import heap_batch
 from broker.core.layout import Geometry
-from broker.core.metrics import N_COUNTERS, index
+from broker.core.metrics import COUNTERS, N_COUNTERS, index
 from broker.core.model import Input, Lane
 from broker.core.stage import Context
 from stages.capture.errors import REPORT
@@ -16,6 +16,7 @@ from stages.capture.stage import Capture
 from tests.libpcap import Record
 
 SLOT = 5
+LIVE = {c.name for c in COUNTERS if c.live}
 
 
 def files(*paths: Path | str, pace: str = "max", name: str = "files", slot: int = SLOT) -> Input:
@@ -71,6 +72,7 @@ class Worker:
                 self.records.append(Record(int(p["ts_ns"]), int(p["wirelen"]), self.batch.data[at : at + caplen].tobytes()))
                 self.flags.append(int(p["flags"]))
                 self.inputs.append(int(p["input"]))
+            self.batch.seq += 1
         return looked
 
     def run(self) -> Worker:
@@ -80,13 +82,18 @@ class Worker:
         self.capture.close()
         return self
 
+    def run_empty(self) -> None:
+        """Until nothing more has come."""
+        while self.step():
+            pass
+
     def die(self) -> None:
         """kill -9 as far as this process can: the kernel closes what it had open."""
         if self.epoch:
             self.capture.close()
 
     def count(self, name: str, slot: int = SLOT) -> int:
-        row = self.live if name in ("dropped_kernel", "dropped_restart", "seen_packets") else self.committed
+        row = self.live if name in LIVE else self.committed
         return int(row[index("capture", name) + slot])
 
     @property

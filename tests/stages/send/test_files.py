@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_a_file_is_there_as_soon_as_its_tool_is(tmp_path: Path) -> None:
 
 
 def test_frames_that_fill_many_buffers_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.send.files.BUFFER_BYTES", 2000)
+    monkeypatch.setattr("stages.send.formats.BUFFER_BYTES", 2000)
     tool = file_tool(0, tmp_path / "out.pcap")
     packets = [payload(40 + 7 * n, n) for n in range(100)]
     sender = Sender(tool)
@@ -326,12 +327,16 @@ def read_pipe(fd: int) -> bytes:
     found = io.BytesIO()
     while True:
         try:
-            found.write(os.read(fd, 1 << 20))
+            piece = os.read(fd, 1 << 20)
         except BlockingIOError:
             return found.getvalue()
+        if not piece:
+            return found.getvalue()
+        found.write(piece)
 
 
-def test_a_pipe_gets_whole_records_even_when_it_was_full_in_the_middle_of_one(tmp_path: Path) -> None:
+def test_a_pipe_gets_whole_records_even_when_it_was_full_in_the_middle_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.send.files.PIPE_BYTES", 65_536)
     os.mkfifo(tmp_path / "pipe")
     tool = file_tool(0, tmp_path / "pipe")
     reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -372,3 +377,64 @@ def test_after_a_crash_frames_that_a_pipe_may_have_got_twice_are_counted(tmp_pat
     finally:
         os.close(reading)
     assert again.count("repeated_frames") == 3
+
+
+def test_a_record_that_was_begun_is_finished_at_the_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.send.files.PIPE_BYTES", 65_536)
+    os.mkfifo(tmp_path / "pipe")
+    tool = file_tool(0, tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        sender = Sender(tool)
+        sender.step(block([tool], [payload(1000)] * 100))
+        read = os.read(reading, 10_000)
+        sender.stage.close()
+        read += read_pipe(reading)
+    finally:
+        os.close(reading)
+    (tmp_path / "copy.pcap").write_bytes(read)
+    assert len(records(tmp_path / "copy.pcap")[1]) == sender.delivered()
+
+
+def test_after_a_crash_the_reader_of_a_pipe_meets_no_second_beginning(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    tool = file_tool(0, tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        died = Sender(tool)
+        died.step(block([tool], [payload(60)] * 3, seq=0))
+        again = Sender(tool, surroundings=Surroundings(epoch=2, counters=died.surroundings.counters.copy()))
+        again.step(block([tool], [payload(61)] * 2, seq=1))
+        read = read_pipe(reading)
+    finally:
+        os.close(reading)
+    (tmp_path / "copy.pcap").write_bytes(read)
+    assert [len(data) for _, _, data in records(tmp_path / "copy.pcap")[1]] == [60, 60, 60, 61, 61]
+
+
+def test_a_tool_that_waits_is_asked_again_until_its_reader_has_taken_all_and_others_get_theirs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.send.files.PIPE_BYTES", 65_536)
+    os.mkfifo(tmp_path / "pipe")
+    waits, other = replace(file_tool(0, tmp_path / "pipe"), waits=True), file_tool(1, tmp_path / "other.pcap")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        sender = Sender(waits, other)
+        packets = [payload(1000, i) for i in range(250)]
+        batch = block([waits, other], packets, 3)
+        read = b""
+        steps = 0
+        sender.step(batch, check=False)
+        while sender.accounted(0) < 250:
+            read += os.read(reading, 30_000)
+            sender.step(batch, check=False)
+            steps += 1
+        read += read_pipe(reading)
+    finally:
+        os.close(reading)
+    assert steps > 2
+    (tmp_path / "copy.pcap").write_bytes(read)
+    assert [data for _, _, data in records(tmp_path / "copy.pcap")[1]] == packets
+    assert [data for _, _, data in records(tmp_path / "other.pcap")[1]] == packets
+    assert (sender.delivered(0), sender.drops(0), sender.delivered(1)) == (250, {}, 250)

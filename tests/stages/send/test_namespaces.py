@@ -90,7 +90,13 @@ def _slow_link(host: Namespace) -> None:
         "neigh add 10.9.0.2 lladdr 02:00:00:00:00:99 dev v0", "neigh add fd09::2 lladdr 02:00:00:00:00:99 dev v0",
     ):  # fmt: skip
         host.ip(*command.split())
-    subprocess.run(["tc", "qdisc", "add", "dev", "v0", "root", "tbf", "rate", "80kbit", "burst", "3000", "limit", "20000"], check=True)
+    _slow_queue("add")
+
+
+def _slow_queue(*does: str) -> None:
+    for do in does:
+        what = [] if do == "del" else ["tbf", "rate", "80kbit", "burst", "3000", "limit", "20000"]
+        subprocess.run(["tc", "qdisc", do, "dev", "v0", "root", *what], check=True)
 
 
 def _queue() -> tuple[int, int]:
@@ -106,6 +112,7 @@ def test_what_the_kernels_own_queue_drops_is_not_called_delivered(host: Namespac
     for version in (6, 4):
         if version == 4:  # whose neighbour discovery would use the link too
             subprocess.run(["sysctl", "-qw", "net.ipv6.conf.v0.disable_ipv6=1", "net.ipv6.conf.v1.disable_ipv6=1"], check=True)
+            _slow_queue("del", "add")  # an empty one
         kinds = [(kind, remote) for kind, remote in KINDS if (":" in remote) == (version == 6)]
         tools = [gre_tool(slot, kind, remote) for slot, (kind, remote) in enumerate(kinds)]
         sender = Sender(*tools)
