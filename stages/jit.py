@@ -32,8 +32,8 @@ def kernel(function: F) -> F:
 
     One whose name begins with an underscore is called by kernels only: without the ways in for Python, compiling takes a third less.
     """
-    inside = function.__name__.startswith("_")
-    compiled: F = numba.njit(cache=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=inside, no_cfunc_wrapper=True)(function)  # type: ignore[assignment]
+    options: Any = {"no_cpython_wrapper": function.__name__.startswith("_"), "no_cfunc_wrapper": True}
+    compiled: F = numba.njit(cache=True, error_model="numpy", boundscheck=False, **options)(function)
     _kernels.append(compiled)
     return compiled
 
