@@ -17,7 +17,11 @@ from pathlib import Path
 from broker.core.errors import TapmeshError
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = ("stages/**/*.py", "broker/core/layout.py", "broker/core/metrics.py", "broker/core/rule_counts.py", "broker/config/policy/*.py")
+_SOURCES = (
+    "stages/**/*.py",
+    *(f"broker/core/{name}.py" for name in ("layout", "metrics", "rule_counts", "senders")),
+    "broker/config/policy/*.py",
+)
 _WITHOUT = "stages/judge/"  # has no kernels of its own
 _KEPT = 3  # digests: this version, the one before, and one to go back to
 

@@ -10,7 +10,7 @@ import yaml
 from broker.config.document import Text
 from broker.config.packet import parse_fields
 from broker.config.tunnels import TUNNELS
-from broker.core.model import Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
+from broker.core.model import MAX_PRIORITY, Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -110,6 +110,7 @@ def _shape(value: Shape) -> dict[str, Any]:
         found |= {"mask": [_mask(m) for m in value.mask], "mask_checksums": value.mask_checksums}
     found |= {"slice_after": value.slice_after} if value.slice_after else {}
     found |= {"slice_bytes": value.slice_bytes} if value.slice_bytes else {}
+    found |= {"priority": value.priority} if value.priority != MAX_PRIORITY else {}
     return found | ({"limit": _said(value.limit)} if value.limit else {})
 
 

@@ -105,6 +105,10 @@ class ShapePart(Part):
     )
     slice_bytes: Annotated[int, whole(0, MAX_FRAME_BYTES)] = Field(_SHAPE["slice_bytes"], description="bytes of the packet to keep")
     limit: LimitPart | None = Field(None, description="the most per second")
+    priority: Annotated[int, whole(0, model.MAX_PRIORITY)] = Field(
+        _SHAPE["priority"],
+        description="when the broker cannot keep up, flows of lower priority are dropped first; 7: none of them",
+    )
 
 
 class HealthPart(Part):
@@ -172,6 +176,7 @@ def shape(value: ShapePart) -> model.Shape:
         slice_after=value.slice_after,
         slice_bytes=value.slice_bytes,
         limit=model.Limit(**value.limit.model_dump()) if value.limit else None,
+        priority=value.priority,
     )
 
 

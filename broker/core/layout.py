@@ -10,6 +10,7 @@ A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0
     policy-1 ...       the compiled policy image of that generation                     written once: supervisor
     rules-1 ...        packets and bytes of each rule of it, see `rule_counts`          written: filter, a slice each worker
     rules-carried      what rules in force had counted in generations that are gone     written: supervisor
+    senders-0 ...      what a tunnel input knows of its senders, see `senders`          written: capture
     *.bell host.sock   sockets
 
 A lane file, each part starting on a page::

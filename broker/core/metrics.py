@@ -115,6 +115,7 @@ COUNTERS: tuple[Counter, ...] = (
         ("dropped_sampled", "frames", "left out by the tool's or map's sample"),
         ("dropped_duplicate", "frames", "like one that the tool has been given just before"),
         ("dropped_limited", "frames", "more than the tool's or map's limit"),
+        ("dropped_shed", "frames", "of a flow of low priority, while the broker could not keep up"),
         ("dropped_mtu", "frames", "longer than the path to the tool takes, and it drops such"),
         ("shared_packets", "packets", "given by the group to its members"),
         ("merged_frames", "frames", "wanted of the tool by more than one map or group; it gets a packet once"),

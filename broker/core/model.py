@@ -137,8 +137,10 @@ class Shape:
     slice_after: Literal["", "l2", "l3", "l4"] = ""
     slice_bytes: int = 0  # kept, behind `slice_after` if there is one; 0 without one: all
     limit: Limit | None = None
+    priority: int = 7  # MAX_PRIORITY: never shed; else flows of lower ones go first when the broker cannot keep up
 
 
+MAX_PRIORITY = 7
 STRIPPABLE = ("vlan", "vntag", "mpls", "gre", "erspan", "vxlan", "geneve", "gtp")
 
 
@@ -323,3 +325,8 @@ class Lane:
     inputs: tuple[Input, ...]
     fanout_group: int = 0
     fanout_size: int = 1
+
+    @property
+    def is_live(self) -> bool:
+        """What is not taken in time is lost."""
+        return any(i.kind != "pcap" for i in self.inputs)

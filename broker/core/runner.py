@@ -101,8 +101,14 @@ class Runner:
             tickets_at=memory.tickets_at,
             progress_at=ring.progress_at,
             lanes_total=len(pipeline.lanes),
+            ring_fill=self._ring_fill,
             tool_state=pipeline.tool_state,
         )
+
+    def _ring_fill(self) -> float:
+        cursors = self.memory.workers["cursor"]
+        first_send = self.memory.geometry.row("send", 0)
+        return float(int(cursors[0]) - int(cursors[first_send:].min())) / self.memory.geometry.n_blocks
 
     def _loop(self) -> None:
         ring, row, live = self.ring, self.row, self.live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -45,6 +46,7 @@ class Context:
     tickets_at: int  # TICKET[2 * n_blocks] of this lane
     progress_at: int  # int64 in the worker's row, see layout.WORKER
     lanes_total: int = 1
+    ring_fill: Callable[[], float] = lambda: 0.0  # 0..1: how much of the ring holds blocks that are not sent yet
     tool_state: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # shared; TOOL_*
 
 

@@ -20,6 +20,7 @@ PLAN = np.dtype(
             "ways_at", "routes_at", "templates_at", "counters_at",
             "numbers_at",  # int64[TOOLS]: frames of each tool, then the number of the first, then counted on
             "scratch_at",  # uint8[SCRATCH_BYTES]
+            "shed_at",  # int64[MAX_PRIORITY + 1]: of each priority, how many of 2^32 flows are shed
             "n_frames", "headers_used", "shaped_used",  # so far
             "last_header_at",  # of the frame before
         )
@@ -33,7 +34,7 @@ PACKETS, VERDICTS, BLOCK = (PLAN.fields[f][1] for f in ("packets_at", "verdicts_
 MAX_PACKETS, MAX_FRAMES, HEADER_BYTES = (PLAN.fields[f][1] for f in ("max_packets", "max_frames", "header_bytes"))
 DATA_BYTES, SHAPED_FROM, WINDOW_BYTES, SEQ = (PLAN.fields[f][1] for f in ("data_bytes", "shaped_from", "window_bytes", "seq"))
 WAYS, ROUTES, TEMPLATES, COUNTERS = (PLAN.fields[f][1] for f in ("ways_at", "routes_at", "templates_at", "counters_at"))
-NUMBERS, SCRATCH = (PLAN.fields[f][1] for f in ("numbers_at", "scratch_at"))
+NUMBERS, SCRATCH, SHED_SHARES = (PLAN.fields[f][1] for f in ("numbers_at", "scratch_at", "shed_at"))
 N_FRAMES, HEADERS_USED, SHAPED_USED = (PLAN.fields[f][1] for f in ("n_frames", "headers_used", "shaped_used"))
 LAST_HEADER = PLAN.fields["last_header_at"][1]
 
@@ -72,7 +73,7 @@ MERGED, GIVEN, SLICED, STRIPPED, UNSTRIPPED, MASKED, SEGMENTED, UNSEGMENTED = (
     8 * index("encapsulate", f"{name}_frames")
     for name in ("merged", "given", "sliced", "stripped", "unstripped", "masked", "segmented", "unsegmented")
 )
-SHARED = 8 * index("encapsulate", "shared_packets")
+SHARED, SHED = 8 * index("encapsulate", "shared_packets"), 8 * index("encapsulate", "dropped_shed")
 
 
 @kernel

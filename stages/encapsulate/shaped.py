@@ -49,6 +49,8 @@ from stages.encapsulate.plan import (
     SEQ,
     SHAPED_FROM,
     SHAPED_USED,
+    SHED,
+    SHED_SHARES,
     SLICED,
     STRIPPED,
     TEMPLATE_BYTES,
@@ -82,7 +84,7 @@ from stages.encapsulate.templates import HEADER_ROOM
 from stages.encapsulate.ways import MASK, MASK_CARDS, MASK_PAYLOAD, ROUTE
 from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
-from stages.memory import add64, copy, load32, load64, store64
+from stages.memory import add64, copy, load32, load64, mix, shift_right, store64
 from stages.wire.headers import ETH_VLAN, ETHERNET_BYTES
 
 assert ROUTE.fields is not None
@@ -95,13 +97,20 @@ _MAX_BYTES, _CUT = ROUTE.fields["max_bytes"][1], ROUTE.fields["cut_to_mtu"][1]
 _MASK_BYTES, _WHAT, _BASE, _AT, _N_BYTES = MASK.itemsize, *(MASK.fields[f][1] for f in ("what", "base", "at", "n_bytes"))
 _DIGITS_KEPT, _STAR = 4, 0x2A
 
+_PRIORITY = ROUTE.fields["priority"][1]
+_SHED_KEY = 0x6A09_E667_F3BC_C908  # other flows than those that a sample leaves out
+
 _ROW_BITS = 20  # a position is block << _ROW_BITS | row
 
 
 @kernel
 def _left_out(plan: int, route: int, p: int, flow: int) -> bool:
-    """By the sample, or as a duplicate; counted."""
+    """Shed, by the sample, or as a duplicate; counted."""
     tool, one_in = load64(route + _TOOL), load64(route + _ONE_IN)
+    share = load64(load64(plan + SHED_SHARES) + 8 * load64(route + _PRIORITY))
+    if share and shift_right(mix(flow ^ _SHED_KEY, _SHED_KEY), 32) < share:
+        count(plan, tool, SHED)
+        return True
     packet = load64(plan + PACKETS) + p * PACKET_BYTES
     if one_in > 1:
         if load64(route + _BY_PACKET):

@@ -29,11 +29,13 @@ from numpy.typing import NDArray
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.metrics import index
+from broker.core.model import MAX_PRIORITY
 from broker.core.stage import AGAIN, Context, Generation
 from stages.encapsulate.frames import list_frames
 from stages.encapsulate.headers import write_headers
 from stages.encapsulate.paths import Paths
 from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
+from stages.encapsulate.shed import Shedding
 from stages.encapsulate.templates import TEMPLATE, make_templates
 from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
@@ -61,6 +63,9 @@ class Encapsulate:
         for name, array in (("numbers", self._numbers), ("scratch", self._scratch), ("templates", self._templates)):
             self._plan[f"{name}_at"] = array.ctypes.data
         self._plan["counters_at"] = context.counters_at
+        self._shedding = Shedding()
+        self._plan["shed_at"] = self._shedding.shares.ctypes.data
+        self._sheds = False
         self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
@@ -68,6 +73,7 @@ class Encapsulate:
         self._ways = ways = Ways(generation.config, self._templates, self._ways)
         self._plan["ways_at"], self._plan["routes_at"] = ways.ways.ctypes.data, ways.routes.ctypes.data
         self._paths = Paths(generation.config.tools)
+        self._sheds = self._context.lane.is_live and bool((ways.routes["priority"] < MAX_PRIORITY).any())
         self._state = b""
         self._look()
 
@@ -87,6 +93,8 @@ class Encapsulate:
         if not tickets_reached(context.tickets_at, self._ticket_rows, seq):
             return AGAIN
         self._look()
+        if self._sheds:
+            self._shedding.look(self._context.ring_fill())
         self._fill(batch)
         n_frames = list_frames(self._plan_at)
         take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)

@@ -49,7 +49,7 @@ BALANCE = {"five-tuple": 0, "three-tuple": 1, "two-tuple": 2}
 
 ROUTE = _row(
     "tool", "plain", "alive", "sample_one_in", "sample_packets", "dedup_at", "limit_at", "strip", "push_vlan", "masks_at", "n_masks",
-    "mask_checksums", "slice_after", "slice_bytes", "segment_bytes", "max_bytes", "cut_to_mtu", "counted",
+    "mask_checksums", "slice_after", "slice_bytes", "segment_bytes", "max_bytes", "cut_to_mtu", "counted", "priority",
 )  # fmt: skip
 """`plain`: nothing is done with its packets. `alive`: 0: not delivered to by a group. `max_bytes`: of the outer IP packet, 0: any; what is
 longer is cut (`cut_to_mtu`) or dropped. `counted`: packets sampled from so far."""
@@ -152,6 +152,7 @@ class Ways:
             self._masks.append(masks)
             row["masks_at"], row["n_masks"] = masks.ctypes.data, len(masks)
         row["mask_checksums"] = shape.mask_checksums
+        row["priority"] = shape.priority
         row["slice_after"], row["slice_bytes"] = SLICE_AFTER[shape.slice_after], shape.slice_bytes
         return made
 

@@ -185,9 +185,10 @@ class RotatingEgress:
             self._notices.warn("file_not_removed", error.strerror or "", file=str(self._directory / name))
 
     def close(self) -> None:
-        """All blocks are committed. The child, if one is at work, goes on by itself."""
+        """All blocks are committed. A child that is at work goes on by itself, and another does what it has not been told."""
         self._finish()
         self._begun_ns = 0
+        self._child = None
         self._tidy()
 
     def abandon(self) -> None:

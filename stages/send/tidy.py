@@ -105,7 +105,7 @@ def compress(path: Path, file: IO[bytes]) -> None:
                 shutil.copyfileobj(file, zipped, 1 << 20)
             raw.flush()
             os.fsync(raw.fileno())
-        shutil.copystat(path, unfinished)
+        shutil.copystat(path, unfinished)  # FileNotFoundError: it has been removed meanwhile, as too old
         unfinished.rename(target)
     except OSError:
         with contextlib.suppress(FileNotFoundError):

@@ -9,13 +9,16 @@ import pytest
 
 from broker.cli.main import parser
 from broker.cli.replay_config import Play, parse_plays, replayed, selecting
+from broker.cli.report import tools_table
+from broker.cli.status import as_json
 from broker.cli.table import Column, reasons, render, share, size
 from broker.cli.top import frame
 from broker.core.errors import TapmeshError
-from broker.core.layout import STATE_RUNNING
+from broker.core.layout import STATE_RUNNING, TOOL_ALIVE, TOOL_DEAD
 from broker.core.model import Config, Input, Map, Rule, Stages, Tool, Tunnel
 from broker.core.shm import Pipeline
-from broker.supervisor.snapshot import Reader
+from broker.supervisor.ledger import balance
+from broker.supervisor.snapshot import Names, Reader
 from tests.supervisor.rings import NAMES, capture_block, count_live, frame_block, judge_block, send_block
 
 CONFIG = Config(
@@ -137,3 +140,24 @@ def test_a_frame_of_top_shows_what_happened_between_two_looks(pipeline: Pipeline
     lines = {line.split()[0]: line.split() for line in frame(before, after).splitlines() if line.strip()}
     assert lines["filter"] == ["filter", "1", "20", "300", "75", "%", "25", "%", "0", "%", "0"]
     assert lines["ids"][:3] == ["ids", "20", "0"]
+
+
+def test_tools_that_are_asked_are_shown_alive_or_dead_by_status_and_top(pipeline: Pipeline):
+    judge_block(pipeline.lanes[0], capture_block(pipeline.lanes[0], 1), [1 | 2])
+    names = Names(inputs=NAMES.inputs, maps=NAMES.maps, tools={0: "ids", 1: "zeek", 2: "disk"})
+    reader = Reader(pipeline)
+
+    def shown() -> list[dict[str, str]]:
+        snapshot = reader.take(names)
+        tables = (tools_table(balance(snapshot), snapshot.alive), frame(snapshot, snapshot))
+        return [{words[0]: " ".join(words[1:]) for line in table.splitlines() if (words := line.split())} for table in tables]
+
+    assert not any(table["tool"].startswith("is ") for table in shown())
+    pipeline.tool_state[:2] = TOOL_ALIVE, TOOL_DEAD
+    for table in shown():
+        assert table["tool"].startswith("is ")
+        assert table["ids"].startswith("alive ")
+        assert table["zeek"].startswith("dead ")
+        assert table["disk"].startswith("not asked ")
+    snapshot = reader.take(names)
+    assert as_json(snapshot, balance(snapshot), [])["alive"] == {"ids": True, "zeek": False}

@@ -159,3 +159,41 @@ def test_what_comes_out_of_a_tunnel_and_may_go_back_into_one_is_told(remote: str
     said = "it takes packets from 10.1.2.3, and tool 'back' may send them back there: mind that it is no ring"
     expected = f"t.yaml:2:3: inputs.far: warning: {said}"
     assert warned(RING.replace("REMOTE", remote)) == ([expected] if is_told else [])
+
+
+GROUPED = """\
+inputs:
+  span0: {kind: pcap, file: a}
+tools:
+  a: {tunnel: {kind: vxlan, remote: 192.0.2.1, vni: 1}HEALTH}
+  b: {tunnel: {kind: vxlan, remote: 192.0.2.2, vni: 1}HEALTH}
+  c: {kind: pcap, file: c}
+groups:
+  all: {members: [MEMBERS], mode: MODE}
+collector: all
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "members", "asked", "lines"),
+    [
+        ("share", "a, b, c", "", ["no member of group 'all' has health: one that is dead is sent its flows all the same"]),
+        ("replicate", "a, b, c", "", ["no member of group 'all' has health: one that is dead is sent its flows all the same"]),
+        ("share", "a, b, c", "a", []),
+        ("failover", "a, b, c", "ab", []),
+        ("failover", "a, b, c", "b",
+         ["nothing ever goes to 'b', 'c': 'a' comes before, has no health and counts as there"]),
+        ("failover", "a, c, b", "ab", ["nothing ever goes to 'b': 'c' comes before, has no health and counts as there"]),
+    ],
+)  # fmt: skip
+def test_a_group_whose_members_nobody_stands_in_for_is_told(mode: str, members: str, asked: str, lines: list[str]) -> None:
+    text = GROUPED.replace("MODE", mode).replace("MEMBERS", members)
+    for name in "ab":
+        text = text.replace("HEALTH", ", health: {kind: icmp}" if name in asked else "", 1)
+    assert warned(text) == [f"t.yaml:8:3: groups.all: warning: {line}" for line in lines]
+
+
+def test_a_tool_that_is_asked_though_nobody_stands_in_for_it_is_told() -> None:
+    text = GROUPED.replace("HEALTH", ", health: {kind: icmp}").replace("MEMBERS", "a, c").replace("MODE", "share")
+    said = "tool 'b' is in no group: what its health is changes nothing but what status and /metrics say"
+    assert warned(text.replace("collector: all", "collector: [all, b]")) == [f"t.yaml:5:3: tools.b.health: warning: {said}"]

@@ -133,7 +133,17 @@ def allow_batch(batch: Batch) -> None:
 
 def allow_encapsulate(stage: Encapsulate, s: Surroundings) -> None:
     assert stage._ways is not None
-    allow_arrays(s.counters, s.tickets, s.sequences, stage._numbers, stage._templates, stage._plan, stage._scratch, *stage._ways.arrays)
+    allow_arrays(
+        s.counters,
+        s.tickets,
+        s.sequences,
+        stage._numbers,
+        stage._templates,
+        stage._plan,
+        stage._scratch,
+        stage._shedding.shares,
+        *stage._ways.arrays,
+    )
 
 
 def encapsulate(batch: Batch, *tools: Tool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.core.errors import TapmeshError
+from broker.core.layout import TOOL_ALIVE, TOOL_DEAD
 from broker.core.metrics import COUNTERS
 from broker.core.shm import Pipeline
 from broker.supervisor.exposition import exposition, metric_name
@@ -63,6 +64,14 @@ def test_a_broken_ledger_shows_and_by_how_much(pipeline: Pipeline):
     found = samples(pipeline)
     assert found["tapmesh_ledger_balanced", frozenset()] == 0
     assert found["tapmesh_ledger_tool_off_by", labelled(tool="ids")] == -5
+
+
+def test_tools_that_are_asked_show_whether_they_are_there_and_others_do_not_show(pipeline: Pipeline):
+    assert not [name for name, _ in samples(pipeline) if name == "tapmesh_tool_alive"]
+    names = Names(tools={0: "ids", 1: "ids@web", 2: "group all", 3: "zeek", 4: "arkime"})
+    pipeline.tool_state[[0, 3]] = TOOL_DEAD, TOOL_ALIVE
+    found = {labels: value for (name, labels), value in samples(pipeline, names).items() if name == "tapmesh_tool_alive"}
+    assert found == {labelled(tool="ids"): 0, labelled(tool="zeek"): 1}
 
 
 def with_rules(pipeline: Pipeline, *rules: RuleCount) -> str:

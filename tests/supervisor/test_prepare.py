@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from broker.core.errors import TapmeshError
-from broker.core.model import Config, Input
+from broker.core.layout import TOOL_DEAD, TOOLS
+from broker.core.model import Config, Group, Input, Tool
 from broker.core.shm import pipeline_directory
 from broker.supervisor import prepare
-from broker.supervisor.health import interface_troubles
+from broker.supervisor.health import group_troubles, interface_troubles
 from broker.supervisor.lock import AlreadyRunningError, hold, lock_path
 from broker.supervisor.processes import Process, attach, belongs, find
 from tests.waiting import until
@@ -136,3 +138,12 @@ def test_health_names_interfaces_that_cannot_receive(tmp_path: Path):
         "input nolink0: interface nolink0 has no link",
         "input gone0: there is no interface gone0",
     ]
+
+
+def test_health_names_groups_of_which_no_member_is_there():
+    tools = tuple(Tool(name, slot) for slot, name in enumerate(("a", "b", "c")))
+    groups = (Group("pair", ("a", "b")), Group("other", ("b", "c")))
+    state = np.zeros(TOOLS, np.int64)
+    assert group_troubles(Config("n", (), tools, (), groups), state) == []
+    state[:2] = TOOL_DEAD
+    assert group_troubles(Config("n", (), tools, (), groups), state) == ["group pair: all members are dead: a, b"]

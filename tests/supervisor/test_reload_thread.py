@@ -6,13 +6,23 @@ import threading
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import structlog
 
+from broker.config.lanes import SEGMENT_FRAMES
+from broker.core.layout import Geometry
 from broker.core.model import Config, Input, Map, Rule
 from broker.core.shm import Pipeline
 from broker.supervisor.generation import InForce
 from broker.supervisor.plan import Phase
+from broker.supervisor.probes import Prober
 from broker.supervisor.session import Options, Session
+
+
+@pytest.fixture
+def geometry() -> Geometry:
+    """Frames enough for a configuration without tools."""
+    return Geometry(n_blocks=4, max_packets=16, max_frames=SEGMENT_FRAMES, header_bytes=2048, data_bytes=4096)
 
 
 def config(expression: str) -> Config:
@@ -35,6 +45,7 @@ def test_the_loop_goes_on_while_a_policy_is_compiled_and_nothing_changes_before(
     before, files = force.number, sorted(pipeline.directory.iterdir())
     session = object.__new__(Session)
     session.force, session.log, session.phase, session._loading = force, structlog.get_logger(), Phase.RUN, None
+    session.prober = Prober(pipeline.tool_state, session.log)
     session.options = cast("Options", SimpleNamespace(load=lambda: config("udp")))
     session.reload()
     assert compiling.wait(10)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from broker.core.layout import TOOL_DEAD, TOOL_STATE_NAMES, TOOL_UNASKED
 from broker.core.model import Config, Health, Tool
 from broker.supervisor.probes import echo, neighbour, service
-from broker.supervisor.probes.probe import CannotAskError, Probe, refused_by_us
+from broker.supervisor.probes.probe import CannotAskError, Probe, in_words, refused_by_us
 from broker.supervisor.probes.standing import Standing, judge
 
 Ask = Callable[[Tool], Probe]
@@ -131,7 +131,7 @@ class Asking:
         except BlockingIOError:
             return
         except OSError as error:
-            one.trouble = error.strerror or str(error)
+            one.trouble = in_words(error)
         probe.close()
         one.probe = None
 
@@ -157,9 +157,9 @@ class Asking:
             return
         except OSError as error:
             if refused_by_us(error):
-                self._give_up(one, error.strerror or str(error))
+                self._give_up(one, in_words(error))
                 return
-            one.trouble = error.strerror or str(error)
+            one.trouble = in_words(error)
         one.sent, one.cannot = True, ""
 
     def _give_up(self, one: _Asked, reason: str) -> None:

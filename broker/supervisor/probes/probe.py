@@ -15,7 +15,7 @@ from broker.core.model import Tunnel
 
 SO_BINDTODEVICE = 25  # asm-generic/socket.h
 ICMP_FILTER = {socket.AF_INET: (255, 1), socket.AF_INET6: (socket.IPPROTO_ICMPV6, 1)}  # level, option: linux/icmp.h, linux/icmpv6.h
-_OURS = (errno.EPERM, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+_OURS = (errno.EPERM, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 class CannotAskError(Exception):
@@ -38,6 +38,12 @@ class Probe:
 def refused_by_us(error: OSError) -> bool:
     """This host does not let us ask; else the way to the tool is what is wrong, or the tool."""
     return error.errno in _OURS
+
+
+def in_words(error: OSError) -> str:
+    if error.errno == errno.ENOBUFS:  # Linux says so with IP_RECVERR, also of a queue that takes nothing because there is no carrier
+        return "our own queue drops it: the interface has no link, or is full"
+    return error.strerror or str(error)
 
 
 def family_of(address: str) -> socket.AddressFamily:
