@@ -9,7 +9,8 @@
 A UDP socket has one port of its own, so a receiver that spreads by ports gets everything on one core: without CAP_NET_RAW that is told once
 (`tool_one_port`). All are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer
 than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT); with `df`, and where encapsulate slices or drops them, they are refused
-(EMSGSIZE), also by what ICMP has taught about the path: only where DF is set does a router say that its link takes less. IPv6 flow labels are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
+(EMSGSIZE), also by what ICMP has taught about the path: only where DF is set does a router say that its link takes less. IPv6 flow labels
+are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
 
 IP_RECVERR is on, because without it Linux takes a frame that its own queue has dropped for sent (udp_send_skb, raw_sendmsg: ENOBUFS becomes
 0). The price is a queue of ICMP reports, which is emptied. A UDP socket hands out what came last at its next send (`kernels.send_frames`),
