@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,16 @@ class Switch:
         self._directory = directory
         self._environment = {**os.environ, **{f"OVS_{name}": str(directory) for name in ("RUNDIR", "LOGDIR", "DBDIR", "SYSCONFDIR")}}
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._run("ovsdb-tool", "create", directory / "conf.db", _SCHEMA)
-        self._start("ovsdb-server", f"--remote=p{self._socket}", directory / "conf.db")
-        until((directory / "db.sock").exists, "the switch's database")
+        try:
+            self._set_up(wire, addresses)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, wire: str, addresses: Sequence[str]) -> None:
+        self._run("ovsdb-tool", "create", self._directory / "conf.db", _SCHEMA)
+        self._start("ovsdb-server", f"--remote=p{self._socket}", self._directory / "conf.db")
+        until((self._directory / "db.sock").exists, "the switch's database")
         self._configure("--no-wait", "init")
         self._start("ovs-vswitchd", self._socket, "--disable-system")
         self._configure("add-br", "under", "--", "set", "bridge", "under", "datapath_type=netdev", "--", "add-port", "under", wire)
