@@ -19,7 +19,7 @@ A lane file, each part starting on a page::
     WORKER[n_workers]                 one row a worker, ordered capture, filter..., encapsulate..., send...
     committed int64[n_workers, 2, COUNTERS]      a worker's totals, twice: the even or odd one is valid by its cursor
     live      int64[n_workers, COUNTERS]         what may move between blocks (times, kernel drops)
-    TICKET[2 * n_blocks]              first sequence number of each tool in a block, kept a lap longer than the block
+    TICKET[2 * n_blocks]              sequence numbers of each tool in a block, kept a lap longer than the block
     block[n_blocks]
 
 A block::
@@ -47,7 +47,7 @@ from typing import Any
 
 import numpy as np
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
 LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
 
@@ -195,8 +195,8 @@ FRAME = np.dtype(
     align=True,
 )
 
-TICKET = _row(9 * LINE, ("seq", "<i8"), ("first", "<i8", (TOOLS,)))
-"""first[t]: sequence number of tool t's first frame in block `seq - 1`. Written: encapsulate."""
+TICKET = _row(17 * LINE, ("seq", "<i8"), ("first", "<i8", (TOOLS,)), ("taken", "<i8", (TOOLS,)))
+"""first[t]: sequence number of tool t's first frame in block `seq - 1`; taken[t]: how many it took. Written: encapsulate."""
 
 # kind: (fields of BLOCK, then parts of the block)
 WRITERS: dict[str, tuple[str, ...]] = {

@@ -263,8 +263,8 @@ class Map:
     to: tuple[str, ...]  # tools and groups; none: it only counts
     inputs: tuple[str, ...] = ()  # empty: all
     undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
-    shape: Shape = field(default_factory=Shape)
     slot: int = 0
+    shape: Shape = field(default_factory=Shape)
     place: Place | None = field(default=None, compare=False)
 
 
@@ -305,8 +305,6 @@ class Config:
     inputs: tuple[Input, ...]
     tools: tuple[Tool, ...]
     maps: tuple[Map, ...]
-    groups: tuple[Group, ...] = ()
-    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     collector: tuple[str, ...] = ()  # tools and groups
     stages: Stages = field(default_factory=Stages)
@@ -315,6 +313,8 @@ class Config:
     drain_s: float = 10.0  # how long a stop may take
     tests: tuple[PolicyTest, ...] = ()
     set_places: dict[str, Place] = field(default_factory=dict, compare=False)
+    groups: tuple[Group, ...] = ()
+    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ _TIMESTAMP, _UPPER_TIMESTAMP = _ERSPAN + 4, _ERSPAN + 16
 _TRUNCATED = 0x400
 _TAG_IS_IN_THE_FRAME = 3 << 11
 _SECOND_NS = 1_000_000_000
+_NO_TAG = -1
 
 
 @kernel
@@ -106,35 +107,46 @@ def write_headers(
                 flow = load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
                 store_be16(udp, FIRST_FLOW_PORT + (flow & (65_536 - FIRST_FLOW_PORT - 1)))
         if patches & _RARE:
+            outer_len = load32(template + _HEADER_LEN)
+            head, head_len = header + outer_len, header_len - outer_len
             if patches & PATCH_ERSPAN:
                 truncated = load32(frame + _FRAME_WIRELEN) > total_len
-                write_erspan(template, header, data, total_len - header_len, truncated, packets_at + packet * _PACKET_BYTES)
+                tci = _outer_tag(head, head_len, data) if total_len - outer_len >= ETHERNET_BYTES + TAG_BYTES else _NO_TAG
+                write_erspan(template, header, tci, truncated, packets_at + packet * _PACKET_BYTES)
             elif patches & PATCH_FLOW_ID:
                 store8(
                     header + load32(template + _TUNNEL_AT) + _NVGRE_FLOW_ID, load32(verdicts_at + packet * _VERDICT_BYTES + _VERDICT_FLOW)
                 )
             else:
-                store_be16(header + load32(template + _TUNNEL_AT) + _GRE_TYPE, ETH_IP if load8(data) >> 4 == 4 else ETH_IP6)
+                store_be16(
+                    header + load32(template + _TUNNEL_AT) + _GRE_TYPE, ETH_IP if load8(head if head_len else data) >> 4 == 4 else ETH_IP6
+                )
         if patches & _ANY_CHECKSUM:
             write_checksums(template, header, header_len, data, total_len - header_len)
 
 
 @kernel
-def write_erspan(template: int, header: int, data: int, data_len: int, truncated: int, packet: int) -> None:
+def _outer_tag(head: int, head_len: int, data: int) -> int:
+    """TCI of the outer 802.1Q or 802.1ad tag of the frame that leaves, which begins with its head and is long enough for one; _NO_TAG."""
+    type_at = head + ETHERTYPE if head_len > ETHERTYPE else data + ETHERTYPE - head_len
+    if load_be16(type_at) not in (ETH_VLAN, ETH_QINQ):
+        return _NO_TAG
+    return load_be16(head + ETHERNET_BYTES if head_len > ETHERNET_BYTES else data + ETHERNET_BYTES - head_len)
+
+
+@kernel
+def write_erspan(template: int, header: int, tci: int, truncated: int, packet: int) -> None:
     """What differs from frame to frame in ERSPAN II and III (draft-foschiano-erspan-03 sections 4.2, 4.3).
 
-    VLAN, COS and (II) "the tag is still in the frame" are those of an outer 802.1Q or 802.1ad tag, unless they are configured.
+    VLAN, COS and (II) "the tag is still in the frame" are those of the outer tag (`tci`, or _NO_TAG), unless they are configured.
     """
     patches = load32(template + _PATCHES)
     erspan = header + load32(template + _SEQUENCE_AT)
     word = load_be32(erspan + _ERSPAN)
     if truncated:
         word |= _TRUNCATED
-    if data_len >= ETHERNET_BYTES + TAG_BYTES:
-        ethertype = load_be16(data + ETHERTYPE)
-        if ethertype in (ETH_VLAN, ETH_QINQ):
-            tag = load_be16(data + ETHERNET_BYTES)
-            word |= ((tag & 0xFFF) << 16 | tag & 0xE000 | _TAG_IS_IN_THE_FRAME) & load32(template + _TAG_MASK)
+    if tci != _NO_TAG:
+        word |= ((tci & 0xFFF) << 16 | tci & 0xE000 | _TAG_IS_IN_THE_FRAME) & load32(template + _TAG_MASK)
     store_be32(erspan + _ERSPAN, word)
     if patches & PATCH_TIMESTAMP:
         ts_ns = load64(packet + _PACKET_TS_NS)

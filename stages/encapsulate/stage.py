@@ -14,7 +14,7 @@ number of workers, because block b takes its own only after block b - 1:
 |---|---|---|
 | row of b - 1 is not there | its worker has not come so far | AGAIN, nothing changed |
 | row of b - 1 is there, row of b is not | its turn | takes numbers, writes the row |
-| row of b is there | this worker died after taking them | uses them again: same bytes |
+| row of b is there | this worker died after taking them | uses them again: same bytes; takes others for a tool that gets more frames now |
 
 A reload leaves them going on, a restart of the broker too (`broker/supervisor/numbers.py`); a replay begins at 0.
 """

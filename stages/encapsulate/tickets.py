@@ -10,7 +10,7 @@ from stages.memory import fetch_add, load64, load_acquire, store64, store_releas
 assert layout.TICKET.fields is not None
 
 _TICKET_BYTES = layout.TICKET.itemsize
-_TICKET_FIRST = layout.TICKET.fields["first"][1]
+_TICKET_FIRST, _TICKET_TAKEN = layout.TICKET.fields["first"][1], layout.TICKET.fields["taken"][1]
 
 
 @kernel
@@ -26,16 +26,18 @@ def take_tickets(tickets_at: int, n_rows: int, seq: int, tool_sequence_at: int, 
     """Turn the counts in `numbers` into first numbers, once for block `seq` however often it is done again.
 
     Lanes share the numbers of a tool, so they are taken with fetch_add; a worker killed between that and the store of its row leaves a
-    gap, which the receiver takes for the loss of one block.
+    gap, which the receiver takes for the loss of one block. So does one whose block has more frames when it is done again, because what
+    the worker remembered of duplicates and limits died with it: new numbers are taken then, so that none is given to two frames.
     """
     row = tickets_at + seq % n_rows * _TICKET_BYTES
     again = load_acquire(row) == seq + 1
     for tool in range(TOOLS):
-        n = load64(numbers_at + 8 * tool)
-        if n != 0:
-            first_at = row + _TICKET_FIRST + 8 * tool
-            if not again:
-                store64(first_at, fetch_add(tool_sequence_at + 8 * tool, n))
-            store64(numbers_at + 8 * tool, load64(first_at))
+        n, first_at, taken_at = load64(numbers_at + 8 * tool), row + _TICKET_FIRST + 8 * tool, row + _TICKET_TAKEN + 8 * tool
+        taken = load64(taken_at) if again else 0
+        if n > taken:
+            store64(first_at, fetch_add(tool_sequence_at + 8 * tool, n))
+        if n > taken or not again:
+            store64(taken_at, n)
+        store64(numbers_at + 8 * tool, load64(first_at))
     if not again:
         store_release(row, seq + 1)

@@ -8,7 +8,7 @@
 
 A UDP socket has one port of its own, so a receiver that spreads by ports gets everything on one core: without CAP_NET_RAW that is told once
 (`tool_one_port`). All are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer
-than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT); with `df`, and where encapsulate slices or drops them, they are refused
+than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT). With `df`, and where encapsulate slices or drops them, they are refused
 (EMSGSIZE), also by what ICMP has taught about the path: only where DF is set does a router say that its link takes less. IPv6 flow labels
 are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
 

@@ -15,6 +15,7 @@ from bench.__main__ import BENCHES
 from bench.replay import count_packets
 from tests import libpcap
 from tests.classbench import needs_rule_sets
+from tests.netns import needs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"bench", "case", "value", "unit", "ratio_to", "machine"}
@@ -26,6 +27,7 @@ NEEDS = {
     "filter": needs_tcpdump,
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
+    "live": (pytest.mark.root, needs_root),
 }
 
 

@@ -187,6 +187,25 @@ def test_a_block_done_again_by_the_next_worker_is_the_same_to_the_byte() -> None
     assert np.array_equal(shared.sequences, numbers)
 
 
+def test_a_block_done_again_with_more_frames_uses_no_number_twice() -> None:
+    """What a worker remembered of duplicates died with it, so that there may be more."""
+    tools = [gre_tool(sequence=True), gre_tool(1, sequence=True)]
+    (stage,), shared = workers(1, tools)
+    found: tuple[list[int], list[int]] = [], []
+    for seq in range(2 * SMALL.n_blocks):
+        stage.step(batch := block(seq, 4, 3))
+        found[0].extend(sequences(batch))
+        found[1].extend(sequences(batch, 1))
+    seq = 2 * SMALL.n_blocks
+    stage.step(block(seq, 3))  # never sent: the worker dies
+    again = opened(tools, Surroundings(epoch=2, tickets=shared.tickets, sequences=shared.sequences))
+    for batch in (block(seq, 5, 3), block(seq + 1, 5, 3)):
+        again.step(batch)
+        found[0].extend(sequences(batch))
+        found[1].extend(sequences(batch, 1))
+    assert all(numbers == sorted(set(numbers)) for numbers in found)
+
+
 def test_lanes_share_the_numbers_of_a_tool() -> None:
     one, other = Surroundings(), Surroundings()
     other.sequences = one.sequences

@@ -64,6 +64,23 @@ def test_outer_lengths_and_checksums_know_what_was_put_on() -> None:
     assert by_hand.checksum(packet[20:]) == 0
 
 
+def test_erspan_tells_the_tag_of_the_frame_that_leaves() -> None:
+    text = TWO.replace("kind: gre", "kind: erspan2") % (", push_vlan: 5", ", strip: vlan, super_frames: segment", "")
+    one = Shaping(text)
+    no_tag = bytearray(by_hand.tcp_frame("10.0.0.1", 1, "10.0.0.2", 2, b"\x81\x00" * 1000))
+    no_tag[24:26] = b"\x81\x00"  # the IPv4 checksum stands where a tag would, in a window without the first 12 bytes
+    words = [struct.unpack_from("!I", header, 28)[0] for _, _, header, _ in delivery.frames(one.block([TAGGED, bytes(no_tag)], BOTH))]
+    assert [(word >> 16 & 0xFFF, word >> 11 & 3) for word in words] == [(5, 3), (0, 0), (5, 3), (0, 0), (0, 0)]
+
+
+def test_a_segment_to_a_layer_3_tool_says_its_version() -> None:
+    text = TWO.replace("kind: gre", "kind: gre-ip") % (", super_frames: segment", ", super_frames: segment", "")
+    six = by_hand.ethernet(by_hand.ipv6("2001:db8::1", "2001:db8::2", 6, by_hand.tcp(1, 2, b"E" * 2000)), type=0x86DD)
+    four = by_hand.tcp_frame("10.0.0.1", 1, "10.0.0.2", 2, b"a" * 2000)
+    found = [(packet, header[22:24]) for packet, _, header, _ in delivery.frames(Shaping(text).block([four, six], 1))]
+    assert found == [(0, b"\x08\x00"), (0, b"\x08\x00"), (1, b"\x86\xdd"), (1, b"\x86\xdd")]
+
+
 def test_what_is_masked_for_one_is_whole_for_the_other() -> None:
     card = b"pay 4111-1111-1111-1111 now"
     paid = by_hand.tcp_frame("10.0.0.1", 1, "10.0.0.2", 2, card)
