@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench import programs, workload
-from bench.filter import frames_of
 from bench.judging import BLOCK_PACKETS, blocks, touch
 from bench.report import Row
 from stages.encapsulate.dedup import DIGEST, IGNORE_TAGS, IGNORE_TOS, IGNORE_TTL, Duplicates, find_duplicates
@@ -26,7 +25,7 @@ def measure(quick: bool) -> Iterator[Row]:
     for size in ("imix", "64", "1514"):
         with programs.scratch() as directory:
             workload.write_capture(directory / "in.pcap", size, n_packets)
-            batches = blocks(list(frames_of(directory / "in.pcap")))
+            batches = blocks(list(workload.frames_of(directory / "in.pcap")))
         for i, batch in enumerate(batches):  # each packet another one, as on a wire
             _number(batch, i << 32)
         for twice in (False, True):

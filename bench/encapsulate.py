@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from bench import programs, workload
-from bench.filter import frames_of
 from bench.judging import BLOCK_PACKETS, touch
 from bench.report import Row
 from broker.config import parse_config
@@ -65,7 +64,7 @@ def measure(quick: bool) -> Iterator[Row]:
 
 
 def _blocks(capture: Path) -> list[Batch]:
-    packets = list(frames_of(capture))
+    packets = list(workload.frames_of(capture))
     found = []
     for at in range(0, len(packets), BLOCK_PACKETS):
         batch, used = heap_batch(GEOMETRY), 0

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import mmap
 import random
 import statistics
-import struct
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +26,7 @@ def measure(quick: bool) -> Iterator[Row]:
     n_packets, seconds, counts = (1024, 0.02, (1, 100)) if quick else (16_384, 1.5, (1, 10, 100, 1000))
     with programs.scratch() as directory:
         workload.write_capture(directory / "in.pcap", "imix", n_packets)
-        packets = list(frames_of(directory / "in.pcap"))
+        packets = list(workload.frames_of(directory / "in.pcap"))
     batches = blocks(packets)
     for n in counts:
         texts = _rules(n)
@@ -42,15 +39,6 @@ def measure(quick: bool) -> Iterator[Row]:
             "program_ns": round(statistics.median(program_times), 1), "compile_s": round(policy.compile_s, 4),
         }  # fmt: skip
         yield Row("filter", f"parse and match, {n} rules, imix", ours, "ns/packet", {"libpcap": peer / ours}, detail)
-
-
-def frames_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as capture:
-        at = 24
-        while at < len(capture):
-            (caplen,) = struct.unpack_from("<I", capture, at + 8)
-            yield capture[at + 16 : at + 16 + caplen]
-            at += 16 + caplen
 
 
 def _rules(n: int) -> list[str]:

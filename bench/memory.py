@@ -33,7 +33,7 @@ def measure(quick: bool) -> Iterator[Row]:
                 received += n
             by_process = {name: pss for name, pss, _ in map(_process, programs.family(process.pid)) if pss}
             mapped = sum(shared for _, _, shared in map(_process, programs.family(process.pid)))
-            rings = _rings(f"tapmesh-bench-{os.getpid()}")
+            rings = _rings(f"tapmesh-{programs.agent_name()}")
     total = sum(by_process.values()) + max(0, rings - mapped)
     detail = {"processes_mib": {name: round(pss / MIB, 1) for name, pss in by_process.items()}, "rings_mib": round(rings / MIB, 1)}
     yield Row("memory", "running agent, four stages, one worker each, 100 rules, traffic flowing", total / MIB, "MiB", {}, detail)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +82,15 @@ def drain(receiver: socket.socket, timeout_s: float) -> int:
     return n
 
 
+def agent_name() -> str:
+    """Of its pipeline."""
+    return f"bench-{os.getpid()}"
+
+
 @contextlib.contextmanager
-def agent(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`tapmesh run` in the background, stopped as an operator would at the end."""
-    command = [*TAPMESH, "run", "--config", str(config), "--name", f"bench-{os.getpid()}"]
+def agent(config: Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """`tapmesh run` in the background, stopped as an operator would at the end. `prefix`: a command that becomes the one behind it."""
+    command = [*prefix, *TAPMESH, "run", "--config", str(config), "--name", agent_name()]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
@@ -101,6 +106,16 @@ def agent(config: Path) -> Iterator[subprocess.Popen[bytes]]:
             if process.returncode not in (0, 143):
                 said.seek(0)
                 raise RuntimeError(f"the agent ended with {process.returncode}: {said.read().decode(errors='replace')[-2000:]}")
+
+
+def cpu_ns(pids: Iterable[int]) -> int:
+    """CPU time, user and system, of all threads of these processes so far; what softirqs do in their time is in it."""
+    total = 0
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(path.read_text().split()[0])
+    return total
 
 
 def family(pid: int) -> list[int]:

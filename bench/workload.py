@@ -12,6 +12,7 @@ packets is selected by 100 rules (an untagged `host` sees no tagged packet, in l
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,3 +134,12 @@ def write_capture(path: Path, size: str, n_packets: int) -> None:
         file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, 1))
         for chunk in _chunks(size, n_packets):
             chunk.tofile(file)
+
+
+def frames_of(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as capture:
+        at = 24
+        while at < len(capture):
+            (caplen,) = struct.unpack_from("<I", capture, at + 8)
+            yield capture[at + 16 : at + 16 + caplen]
+            at += 16 + caplen

@@ -28,8 +28,12 @@ _kernels: list[Any] = []
 
 
 def kernel(function: F) -> F:
-    """Compile to machine code at first call, or load it from the cache. No exceptions, no fastmath; int64 in, int64 or nothing out."""
-    compiled: F = numba.njit(cache=True, error_model="numpy", boundscheck=False)(function)  # type: ignore[assignment]
+    """Compile to machine code at first call, or load it from the cache. No exceptions, no fastmath; int64 in, int64 or nothing out.
+
+    One whose name begins with an underscore is called by kernels only: without the ways in for Python, compiling takes a third less.
+    """
+    options: Any = {"no_cpython_wrapper": function.__name__.startswith("_"), "no_cfunc_wrapper": True}
+    compiled: F = numba.njit(cache=True, error_model="numpy", boundscheck=False, **options)(function)
     _kernels.append(compiled)
     return compiled
 

@@ -150,7 +150,7 @@ def _map(number: int, value: schema.MapPart, document: Document) -> Map:
         place = document.inside(("maps", number, "rules", r, action), 0)
         rules.append(Rule("pass" if action == "pass" else "drop", rule[action], place))
     place = document.place(("maps", number))
-    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined, shaping.shape(value), place=place)
+    return Map(value.name, tuple(rules), tuple(value.to), tuple(value.inputs), value.undetermined, shape=shaping.shape(value), place=place)
 
 
 def _test(number: int, value: schema.TestPart, document: Document, first_input: str) -> PolicyTest:

@@ -233,6 +233,11 @@ class Tool:
     place: Place | None = field(default=None, compare=False)
 
     @property
+    def whole(self) -> bool:
+        """Its outer packets must arrive as they left: a router that cannot pass one on is to say so, and never to fragment it."""
+        return self.oversize != "fragment" or (self.tunnel is not None and self.tunnel.df)
+
+    @property
     def destination(self) -> str:
         """Where bare frames go, in words."""
         if self.rotation is not None:
@@ -258,8 +263,8 @@ class Map:
     to: tuple[str, ...]  # tools and groups; none: it only counts
     inputs: tuple[str, ...] = ()  # empty: all
     undetermined: Literal["deliver", "drop", "libpcap"] = "deliver"  # libpcap: what cannot be told does not match
-    shape: Shape = field(default_factory=Shape)
     slot: int = 0
+    shape: Shape = field(default_factory=Shape)
     place: Place | None = field(default=None, compare=False)
 
 
@@ -300,8 +305,6 @@ class Config:
     inputs: tuple[Input, ...]
     tools: tuple[Tool, ...]
     maps: tuple[Map, ...]
-    groups: tuple[Group, ...] = ()
-    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     collector: tuple[str, ...] = ()  # tools and groups
     stages: Stages = field(default_factory=Stages)
@@ -310,6 +313,8 @@ class Config:
     drain_s: float = 10.0  # how long a stop may take
     tests: tuple[PolicyTest, ...] = ()
     set_places: dict[str, Place] = field(default_factory=dict, compare=False)
+    groups: tuple[Group, ...] = ()
+    deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from broker.core.model import Tool, Tunnel
 LOOK_EVERY_NS = 500_000_000
 _IP_MTU, _IPV6_MTU = 14, 24  # linux/in.h, linux/in6.h
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_WANT = 10, 23, 1
+_SO_BINDTODEVICE = 25  # asm-generic/socket.h
 _DISCARD_PORT = 9  # connecting a datagram socket sends nothing, but it wants a port
 
 
@@ -50,6 +51,8 @@ def path_mtu(tunnel: Tunnel) -> int:
     with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         [(_, _, _, _, end)] = socket.getaddrinfo(tunnel.remote, _DISCARD_PORT, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         probe.setsockopt(level, discover, wanted)
+        if tunnel.interface:
+            probe.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, tunnel.interface.encode())
         if tunnel.source:
             probe.bind((tunnel.source, 0))
         probe.connect(end)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def make_templates(tools: Iterable[Tool], generation: int = 0) -> NDArray[np.voi
         row["patches"] = SHARE_BY_TOOL if tool.tunnel is None or tool.file else 0
         row["max_data_len"] = 0xFFFF_FFFF
         if tool.tunnel is not None:
-            _lay(row, tool.tunnel, generation, in_file=bool(tool.file))
+            _lay(row, replace(tool.tunnel, df=tool.whole), generation, in_file=bool(tool.file))
     return rows
 
 

@@ -8,8 +8,9 @@
 
 A UDP socket has one port of its own, so a receiver that spreads by ports gets everything on one core: without CAP_NET_RAW that is told once
 (`tool_one_port`). All are connected, so that a send needs no route lookup by address and ICMP errors find their way back. Frames longer
-than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT); with `df` they are refused (EMSGSIZE), also by what ICMP has taught
-about the path. IPv6 flow labels are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
+than the path's MTU are fragmented by the kernel (IP_PMTUDISC_DONT). With `df`, and where encapsulate slices or drops them, they are refused
+(EMSGSIZE), also by what ICMP has taught about the path: only where DF is set does a router say that its link takes less. IPv6 flow labels
+are zero, as in files. Nothing is received: a filter that takes no packet keeps answers from piling up.
 
 IP_RECVERR is on, because without it Linux takes a frame that its own queue has dropped for sent (udp_send_skb, raw_sendmsg: ENOBUFS becomes
 0). The price is a queue of ICMP reports, which is emptied. A UDP socket hands out what came last at its next send (`kernels.send_frames`),
@@ -37,6 +38,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from broker.core.batch import Batch
@@ -159,7 +161,7 @@ class SocketEgress:
     def __init__(self, tool: Tool, context: Context, scratch: Scratch, log: Any, open_socket: OpenSocket = open_socket) -> None:
         assert tool.tunnel is not None
         self.tool = tool
-        self._tunnel = tool.tunnel
+        self._tunnel = replace(tool.tunnel, df=tool.whole)
         self._raw = False
         self._skip = 0  # bytes of each header that the kernel writes
         self._counters = context.counters[tool.slot :]

@@ -15,6 +15,7 @@ from bench.__main__ import BENCHES
 from bench.replay import count_packets
 from tests import libpcap
 from tests.classbench import needs_rule_sets
+from tests.netns import needs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"bench", "case", "value", "unit", "ratio_to", "machine"}
@@ -26,12 +27,13 @@ NEEDS = {
     "filter": needs_tcpdump,
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
+    "live": (pytest.mark.root, needs_root),
 }
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES])
 def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
-    run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert rows

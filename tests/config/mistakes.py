@@ -196,7 +196,7 @@ MISTAKES: list[tuple[str, ...]] = [
      "6:17: tools.ids.tunnel.subheader: Snort 3 takes ERSPAN III with its subheader only, expected true"),
     ("{kind: gre, remote: 192.0.2.9, key: 7}", "{kind: erspan3, remote: 192.0.2.9}, receiver: suricata, colour: red",
      ("6:73: tools.ids: unknown key 'colour'; expected one of tunnel, receiver, sample, dedup, strip, push_vlan, mask, mask_checksums, "
-      "slice_after, slice_bytes, limit, super_frames and 5 more")),
+      "slice_after, slice_bytes, limit, priority and 5 more")),
     ("tunnel: {kind: gre, remote: 192.0.2.9, key: 7}", "kind: gre, remote: 192.0.2.9",
      "6:15: tools.ids.kind: 'gre' is the kind of a tunnel, expected tunnel: {kind: gre, ...}"),
     ("tunnel: {kind: gre, remote: 192.0.2.9, key: 7}", "kind: pcap, file: a, tunnel: {kind: gre, remote: 192.0.2.9}",
@@ -234,7 +234,7 @@ MISTAKES: list[tuple[str, ...]] = [
      "8:42: tools.recorder.interface: inputs.span0 captures 'ens224': what is sent there may come in again, expected another interface"),
     ("kind: pcap, file: out.pcap", "kind: interface, interface: e1, mtu: 5",
      ("8:46: tools.recorder: unknown key 'mtu'; expected one of kind, interface, qdisc_bypass, sample, dedup, strip, "
-      "push_vlan, mask, mask_checksums, slice_after, slice_bytes, limit and 2 more")),
+      "push_vlan, mask, mask_checksums, slice_after, slice_bytes, limit and 3 more")),
     ("kind: pcap, file: out.pcap", "kind: stream",
      "8:13: tools.recorder: neither connect nor listen, expected one of them"),
     ("kind: pcap, file: out.pcap", "kind: stream, connect: '127.0.0.1:1', listen: '127.0.0.1:1'",
