@@ -18,6 +18,7 @@ from broker.config.policy.own import WORDS as OWN_WORDS
 from broker.config.policy.sets import Elements
 from broker.config.scalars import Wrong, suggest
 from broker.config.tool_checks import check_tool, written_file
+from broker.core.model import UDP_PORTS
 
 
 def check(document: Document) -> Iterator[Error]:
@@ -88,8 +89,9 @@ def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
             yield _error(document, (*path, "files"), "found an empty list, expected at least 1 entry")
         if value.get("kind") == "tunnel" and isinstance(value.get("listen"), Text):
             yield from _endpoint(document, path, value)
-            where = ((*path, "listen"), " ".join(str(value[key]) for key in ("listen", "address", "port") if key in value))
-            listeners.append(where)
+            port = value.get("port", UDP_PORTS.get(str(value["listen"]), 0))
+            listen = f"UDP port {port}" if port else "gre"
+            listeners.append(((*path, "listen"), " ".join([listen, *([f"on {value['address']}"] if "address" in value else [])])))
     yield from _twice(document, "interface", iter(interfaces))
     yield from _twice(document, "listener", iter(listeners))
 

@@ -18,6 +18,10 @@ BLOCK_FRAMES = 16_384
 """Frames a block has room for at most: with `HEADER_BYTES` 1.7 MiB a block. With more tools a block takes fewer packets instead."""
 
 
+MAX_SHAPED_BYTES = 1 << 30
+"""Of a block: `broker.core.shm` takes no larger part for one of ours."""
+
+
 def lanes(config: Config) -> tuple[Lane, ...]:
     """`stages.capture` lanes for each interface and one for each tunnel input (a raw socket gets all there is), in the order of the inputs;
     then one for all files together, played in order."""
@@ -63,6 +67,16 @@ def tool_room(config: Config) -> int:
     return min(TOOLS, max(4, needed + needed // 2))
 
 
+def _copy_bytes(data_bytes: int, max_packets: int) -> int:
+    """For the packets of a block, each with a VLAN tag more, and on 16 bytes again."""
+    return data_bytes + 16 * (max_packets + 1)
+
+
+def copies_in(g: Geometry) -> int:
+    """For how many times the packets of a block a ring has room, as `deliveries.copies` counts them."""
+    return g.shaped_bytes // _copy_bytes(g.data_bytes, g.max_packets)
+
+
 def geometry(config: Config, lane: Lane) -> Geometry:
     """Sizes of the ring of `lane`. `ring.block_packets` is lowered where the packets of a block, times the tools that each may go to,
     would exceed `BLOCK_FRAMES`: to 256 packets with 64 tools. `ring.block_bytes` is exceeded by what may stand before the longest frame."""
@@ -75,7 +89,7 @@ def geometry(config: Config, lane: Lane) -> Geometry:
         max_frames=max_packets * room + SEGMENT_FRAMES,
         header_bytes=(max_packets * room + SEGMENT_FRAMES) * HEADER_BYTES,
         data_bytes=config.ring.block_bytes + RECORD_BYTES,
-        shaped_bytes=copies(config) * (config.ring.block_bytes + RECORD_BYTES),
+        shaped_bytes=copies(config) * _copy_bytes(config.ring.block_bytes + RECORD_BYTES, max_packets),
         n_filter=config.stages.filter,
         n_encapsulate=config.stages.encapsulate,
         n_send=config.stages.send,

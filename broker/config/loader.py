@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from broker.config import packet, schema, shaping, tools
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
-from broker.config.lanes import lanes
+from broker.config.lanes import MAX_SHAPED_BYTES, geometry, lanes
 from broker.config.messages import told
 from broker.config.slots import assign_slots
 from broker.core.errors import ConfigErrors
@@ -69,6 +69,9 @@ def parse_config(text: str, file_name: str = "configuration", directory: str = "
     if (n_lanes := len(lanes(config))) > 1:
         text = f"standard output takes what one lane has, and there are {n_lanes}: expected stages.capture: 1 and one live input, or a file"
         errors += [(tool.place, f"tools.{tool.name}.file", text) for tool in config.tools if tool.file == STDOUT and tool.place]
+    if (n_bytes := geometry(config, lanes(config)[0]).shaped_bytes) > MAX_SHAPED_BYTES:
+        text = f"tools and maps that change bytes of packets need {n_bytes} bytes beside each block, expected at most {MAX_SHAPED_BYTES}"
+        errors.append((document.place(("ring", "block_bytes")), "ring.block_bytes", f"{text}: smaller blocks, or fewer such tools"))
     if errors:
         raise ConfigErrors(errors)
     return config

@@ -46,7 +46,9 @@ def assign_slots(config: Config, previous: Config | None = None, remembered: Slo
         new = [name for name in names if name not in known]
         first = max(known.values(), default=-1) + 1
         if first + len(new) > limit:
-            errors.append((None, part, _exhausted(part, len(new), first, limit)))
+            # A tool takes one more for each map with a shape of its own.
+            called = f"{part}, groups and both in the shapes of maps" if any("@" in name for name in new) else part
+            errors.append((None, part, _exhausted(called, len(new), first, limit)))
         return {**known, **{name: first + n for n, name in enumerate(new)}}
 
     inputs = given("inputs", (i.name for i in config.inputs), known.inputs, INPUTS)

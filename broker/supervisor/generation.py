@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from broker.config.diff import diff
-from broker.config.lanes import SEGMENT_FRAMES
+from broker.config.lanes import SEGMENT_FRAMES, copies_in
 from broker.config.slots import Slots, assign_slots, remember
 from broker.core.errors import TapmeshError
 from broker.core.generations import remove_generations_before, write_generation
@@ -110,7 +110,7 @@ class InForce:
         """In words, why `new` cannot take the place of the present one without a restart; empty when it can."""
         assert self.config is not None
         g = self.pipeline.lanes[0].geometry
-        changes = diff(self.config, new, (g.max_frames - SEGMENT_FRAMES) // g.max_packets, g.shaped_bytes // g.data_bytes)
+        changes = diff(self.config, new, (g.max_frames - SEGMENT_FRAMES) // g.max_packets, copies_in(g))
         return [str(change) for change in changes.of("restart")]
 
     def forget_old(self) -> None:

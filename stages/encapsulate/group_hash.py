@@ -16,7 +16,7 @@ from stages.encapsulate.layers import (
     window_at_of,
     window_end_of,
 )
-from stages.encapsulate.plan import DATA, PACKET_BYTES, PACKET_CAPLEN, PACKET_DATA_AT, PACKETS, SCRATCH
+from stages.encapsulate.plan import DATA, DATA_BYTES, PACKET_BYTES, PACKET_CAPLEN, PACKET_DATA_AT, PACKETS, SCRATCH
 from stages.encapsulate.ways import BUCKETS, WAY
 from stages.jit import kernel
 from stages.memory import copy, load16, load32, load64, mix, store32
@@ -43,9 +43,11 @@ _FRAME_AT = 2 * KEY.itemsize
 
 @kernel
 def bucket_of(plan: int, way: int, p: int, flow: int) -> int:
-    """0..BUCKETS - 1; both directions of a flow, and all fragments of a datagram, fall into the same. `flow`: that of the verdict."""
-    balance = load64(way + _BALANCE)
-    if load64(way + _OF_INNER) or balance != _FIVE:
+    """0..BUCKETS - 1; both directions of a flow, and all fragments of a datagram, fall into the same. `flow`: that of the verdict, which
+    decides too where a packet does not lie within the block."""
+    balance, packet = load64(way + _BALANCE), load64(plan + PACKETS) + p * PACKET_BYTES
+    is_there = load32(packet + PACKET_DATA_AT) + load32(packet + PACKET_CAPLEN) <= load64(plan + DATA_BYTES)
+    if is_there and (load64(way + _OF_INNER) or balance != _FIVE):
         flow = _hash_of(plan, p, balance, load64(way + _OF_INNER))
     return mix(flow ^ _SEED, _SEED) & (BUCKETS - 1)
 

@@ -32,7 +32,7 @@ MAX_BURST = 1 << 32  # 4 Gbit: with the 10^9 it fits 63 bits
 
 COMMON_KEY = 0x5C5A_94D0_E0F1_6F2B  # of all agents that were given none
 _SECOND_NS = 1_000_000_000
-_LONGEST_BITS = 8 * 65_536
+_LONGEST_BITS = 8 * (65_536 + 128)  # of IP, in a frame with tags, in the longest outer header
 _MIX_A, _MIX_B = 0x2D358DCCAA6C78A5, 0x0BB67AE8584CAA73  # odd, and far from each other
 
 BUCKET = np.dtype(
@@ -54,7 +54,7 @@ def sampling_key(text: str) -> int:
 
 
 def limiter_for(packets_per_s: int, bits_per_s: int, burst_ns: int) -> NDArray[np.void]:
-    """One whose bursts are what the rates give in `burst_ns`: at least one packet of the greatest length of IP, at most MAX_BURST."""
+    """One whose bursts are what the rates give in `burst_ns`: at least one frame with the longest IP packet, at most MAX_BURST."""
     packets, bits = (max(rate * burst_ns // _SECOND_NS, least) for rate, least in ((packets_per_s, 1), (bits_per_s, _LONGEST_BITS)))
     return make_limiter(packets_per_s, min(packets, MAX_BURST), bits_per_s, min(bits, MAX_BURST))
 

@@ -158,7 +158,7 @@ def _emit(plan: int, route: int, p: int, share: int, head_len: int, data_at: int
     tool = load64(route + _TOOL)
     template = load64(plan + TEMPLATES) + tool * TEMPLATE_BYTES
     outer = load32(template + TEMPLATE_HEADER_LEN)
-    sliced = 0
+    wirelen, sliced = original_length(wirelen, data_len, outer + head_len), 0
     if kept < head_len + data_len:
         head_len = min(head_len, kept)
         data_len = kept - head_len
@@ -183,7 +183,7 @@ def _emit(plan: int, route: int, p: int, share: int, head_len: int, data_at: int
         return
     if sliced:
         count(plan, tool, SLICED)
-    add_frame(plan, p, tool, share, outer + head_len, data_at, data_len, outer + original_length(wirelen, data_len, head_len))
+    add_frame(plan, p, tool, share, outer + head_len, data_at, data_len, wirelen)
 
 
 @kernel

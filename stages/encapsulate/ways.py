@@ -145,7 +145,7 @@ class Ways:
             row["dedup_at"] = self._table(tool, shape.dedup).at
         if shape.limit:
             row["limit_at"] = self._bucket(tool, shape.limit).ctypes.data
-        row["strip"] = sum(_STRIP[name] for name in shape.strip)
+        row["strip"] = sum(_STRIP[name] for name in set(shape.strip))
         row["push_vlan"] = -1 if shape.push_vlan is None else shape.push_vlan
         if shape.mask:
             masks = _masks(shape.mask)
@@ -161,7 +161,7 @@ class Ways:
         key = tool.name, asked
         known = self._before._duplicates if self._before else {}
         if key not in self._duplicates:
-            ignored = sum(_IGNORE[name] for name in asked.ignore)
+            ignored = sum(_IGNORE[name] for name in set(asked.ignore))
             self._duplicates[key] = known.get(key) or Duplicates(asked.packets, asked.within_ms * 1_000_000, ignored)
         return self._duplicates[key]
 

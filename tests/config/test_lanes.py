@@ -6,9 +6,19 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
-from broker.config.lanes import BLOCK_FRAMES, HEADER_BYTES, SEGMENT_FRAMES, geometry, lanes, needed_tools, reachable_tools, tool_room
+from broker.config.lanes import (
+    BLOCK_FRAMES,
+    HEADER_BYTES,
+    SEGMENT_FRAMES,
+    copies_in,
+    geometry,
+    lanes,
+    needed_tools,
+    reachable_tools,
+    tool_room,
+)
 from broker.core import layout
-from broker.core.model import Config, Input, Map, RingSizes, Rule, Stages, Tool
+from broker.core.model import Config, Input, Map, Mask, RingSizes, Rule, Shape, Stages, Tool
 from tests.config.strategies import configs
 
 
@@ -67,6 +77,17 @@ def test_large_blocks_are_bounded_too() -> None:
     made = config("eth0", n_tools=8, block_packets=16_384)
     assert geometry(made, lanes(made)[0]).max_frames - SEGMENT_FRAMES <= BLOCK_FRAMES
     assert geometry(made, lanes(made)[0]).max_packets == BLOCK_FRAMES // 12
+
+
+def test_copies_of_a_full_block_have_room_with_a_tag_more() -> None:
+    masked = Shape(mask=(Mask("payload"),), push_vlan=7)
+    made = config("eth0", n_tools=2)
+    made = replace(made, tools=(replace(made.tools[0], shape=masked), made.tools[1]))
+    g = geometry(made, lanes(made)[0])
+    assert copies_in(g) == 1
+    for caplen in (64, 256, 300, 1520):  # as capture lays them: each begins on 16 bytes
+        n_packets = min(g.max_packets, g.data_bytes // (caplen + 15 & -16))
+        assert n_packets * (caplen + 4 + 15 & -16) <= g.shaped_bytes
 
 
 def test_tools_are_reachable_by_the_maps_of_the_lane_and_by_the_collector() -> None:

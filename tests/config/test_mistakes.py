@@ -135,3 +135,16 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path_factory: pytest.TempPathFac
     (directory / "latin.yaml").write_bytes("node: a\n# é\xff".encode("latin-1"))
     with pytest.raises(ConfigErrors, match=r"latin.yaml:2:3: byte 0xe9 is not UTF-8$"):
         load_config(directory / "latin.yaml")
+
+
+def test_copies_that_no_ring_has_room_for_are_told() -> None:
+    tools = ", ".join(f"t{k}: {{kind: pcap, file: f{k}, mask: payload}}" for k in range(20))
+    text = f"inputs: {{i: {{kind: pcap, file: x}}}}\ntools: {{{tools}}}\nring: {{block_bytes: 67108864}}\ncollector: t0\n"
+    (found,) = told(text)
+    assert found.startswith("t.yaml:3:21: ring.block_bytes: tools and maps that change bytes of packets need 1342506560 bytes")
+
+
+def test_two_inputs_do_not_listen_at_one_port() -> None:
+    inputs = "{a: {kind: tunnel, listen: vxlan, from: 192.0.2.1}, b: {kind: tunnel, listen: geneve, port: 4789, from: 192.0.2.1}}"
+    (found,) = told(f"inputs: {inputs}\ntools: {{t: {{kind: pcap, file: f}}}}\ncollector: t\n")
+    assert "listener 'UDP port 4789' is used twice" in found

@@ -8,7 +8,7 @@ import pytest
 
 from broker.config.slots import Slots, assign_slots, remember
 from broker.core.errors import ConfigErrors
-from broker.core.model import Config, Input, Map, Rule, Tool
+from broker.core.model import Config, Input, Map, Rule, Shape, Tool
 
 
 def config(inputs: str = "a", tools: str = "t", maps: str = "m") -> Config:
@@ -63,6 +63,14 @@ def test_slots_that_are_used_up_are_told(part: str, limit: int) -> None:
     )
     with pytest.raises(ConfigErrors, match=f"^{part}: {limit + 1} {part}, expected at most {limit}$"):
         assign_slots(config(**{part: all_of_them + " y"}))
+
+
+def test_shapes_of_maps_are_told_where_they_use_slots_up() -> None:
+    names = " ".join(f"x{k}" for k in range(40))
+    made = config(tools=names)
+    shaped = Map("m", (Rule("pass", ""),), tuple(names.split()), shape=Shape(slice_bytes=60))
+    with pytest.raises(ConfigErrors, match=r"^tools: 80 tools, groups and both in the shapes of maps, expected at most 64$"):
+        assign_slots(replace(made, maps=(shaped,)))
 
 
 def test_what_is_remembered_is_every_name_since_the_start() -> None:

@@ -11,7 +11,8 @@ import pytest
 from broker.core.layout import TOOL_ALIVE, TOOL_DEAD
 from stages import memory
 from tests import packets as by_hand
-from tests.stages.encapsulate.shaping import Shaping
+from tests.stages import delivery
+from tests.stages.encapsulate.shaping import TWO, Shaping
 
 TOOLS = "abc"
 TEXT = """
@@ -120,6 +121,19 @@ def test_what_a_flow_is(balance: str, distinct: int) -> None:
     others = [by_hand.udp_frame(f"10.0.{n}.1", 1, f"10.0.{n}.2", 2, b"x") for n in range(N)]
     alike = sum(a == b for a, b in zip(member_of(one, many, FLOWS), member_of(one, others, FLOWS), strict=True))
     assert (alike == N) == (distinct == 1)
+
+
+def test_rows_that_point_outside_the_block_are_not_looked_into() -> None:
+    text = TWO % ("", "", "groups: {g: {members: [a, b], of: inner}}\nmaps: [{name: m, rules: [{pass: ip}], to: g}]")
+    one = Shaping(text)
+    batch = delivery.new_batch(one.surroundings.geometry)
+    delivery.fill(batch, [bytes(60)] * 2, one.bit("g"))
+    batch.packets["data_at"][0], batch.packets["caplen"][1] = 1 << 31, 0xFFFF_FFF0
+    delivery.allow_batch(batch)
+    batch.seq = 0
+    one.stage.step(batch)
+    assert one.count("dropped_damaged_packet", "a") + one.count("dropped_damaged_packet", "b") == 2
+    assert one.owed(2) == 0
 
 
 def test_what_a_tunnel_carries_can_be_what_counts() -> None:

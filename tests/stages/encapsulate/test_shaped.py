@@ -44,6 +44,25 @@ def test_a_slice_keeps_headers(after: str, kept: int) -> None:
     assert one.send([WEB], 1)["a"] == [(0, WEB[: kept + 5])]
 
 
+def test_what_is_said_twice_is_no_other_thing() -> None:
+    carried = by_hand.ip_frame("10.0.0.1", "10.0.0.2", 47, by_hand.gre(WEB))
+    marked = WEB[:15] + b"\x04" + WEB[16:]  # another DSCP
+    one = shaping("strip: [gre, gre]", "dedup: {ignore: [ttl, ttl]}")
+    assert one.send([carried], 1)["a"] == [(0, WEB)]
+    assert one.send([WEB, marked], 2)["b"] == [(0, WEB), (1, marked)]
+
+
+@pytest.mark.parametrize("slice_bytes", [10, 17, 60])
+def test_a_slice_says_the_original_length_of_the_frame_with_its_new_tag(slice_bytes: int) -> None:
+    batch = shaping(f"push_vlan: 5, slice_bytes: {slice_bytes}").block([WEB], 1)
+    assert int(batch.frames["wirelen"][0]) == OUTER + len(WEB) + 4
+
+
+def test_no_frame_says_that_it_was_shorter_than_it_is() -> None:
+    batch = shaping("slice_bytes: 200", "slice_bytes: 70").block([WEB[:100]], BOTH, wirelens=[50])
+    assert batch.frames["wirelen"][:2].tolist() == [OUTER + 100] * 2
+
+
 def test_tags_are_taken_off_and_put_on() -> None:
     one = shaping("strip: vlan", "strip: vlan, push_vlan: 77")
     bare = TAGGED[:12] + TAGGED[20:]
@@ -169,6 +188,12 @@ def test_a_limit_lets_through_what_it_says_and_counts_the_rest() -> None:
     sent = one.send([WEB] * 100, 1, times=[10**9 + n * 10**5 for n in range(100)])["a"]  # 10,000 a second for 10 ms
     assert 18 <= len(sent) <= 21  # the burst of 10, and 10 more come by the hundredth
     assert one.owed(100) == 0
+
+
+def test_a_low_limit_lets_super_frames_through_now_and_then() -> None:
+    text = TWO.replace("tunnel: {kind: gre, remote: 192.0.2.1}", "kind: pcap, file: y") % (", limit: {bits_per_s: 1000}", "", "")
+    longest = by_hand.ethernet(bytes(65_535), vlans=(7,))
+    assert len(Shaping(text, delivery.small(data_bytes=1 << 17)).send([longest], 1)["a"]) == 1
 
 
 def test_the_shape_of_a_map_goes_for_its_packets() -> None:
