@@ -27,8 +27,7 @@ class Prober:
     def __init__(self, state: NDArray[np.int64], log: Any) -> None:
         """`state`: int64[TOOLS], TOOL_*."""
         self._asking = Asking(state, log)
-        self._woken, self._waker = socket.socketpair()
-        self._woken.setblocking(False)
+        self._wake: tuple[socket.socket, socket.socket] | None = None  # there with the thread: its end, ours
         self._thread: threading.Thread | None = None
         self._new: Config | None = None
         self._lock = threading.Lock()
@@ -42,10 +41,12 @@ class Prober:
             return
         with self._lock:
             self._new = config
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="probes", daemon=True)
+        if self._wake is None:
+            self._wake = socket.socketpair()
+            self._wake[0].setblocking(False)
+            self._thread = threading.Thread(target=self._run, args=self._wake[:1], name="probes", daemon=True)
             self._thread.start()
-        self._waker.send(b"\0")
+        self._wake[1].send(b"\0")
 
     def check(self) -> None:
         """Raises what has ended the thread: nobody may think that tools are asked when they are not."""
@@ -54,13 +55,15 @@ class Prober:
 
     def close(self) -> None:
         self._closing = True
-        self._waker.send(b"\0")
-        if self._thread is not None:
-            self._thread.join(END_S)
-        self._woken.close()
-        self._waker.close()
+        if self._wake is None or self._thread is None:
+            return
+        self._wake[1].send(b"\0")
+        self._thread.join(END_S)
+        for end in self._wake:
+            end.close()
+        self._wake = self._thread = None
 
-    def _run(self) -> None:
+    def _run(self, woken: socket.socket) -> None:
         try:
             while not self._closing:
                 with self._lock:
@@ -68,19 +71,19 @@ class Prober:
                 if new is not None:
                     self._asking.follow(new)
                 self._asking.step()
-                self._wait()
+                self._wait(woken)
         except BaseException as error:
             self._error = error
         finally:
             self._asking.close()
 
-    def _wait(self) -> None:
+    def _wait(self, woken: socket.socket) -> None:
         poller = select.poll()
-        poller.register(self._woken, select.POLLIN)
+        poller.register(woken, select.POLLIN)
         for fd, events in self._asking.fds():
             poller.register(fd, events)
         due_ns = self._asking.due_ns
         wait_ms = None if due_ns is None else max(0, -((self._asking.clock_ns() - due_ns) // 1_000_000))
         for fd, _ in poller.poll(wait_ms):
-            if fd == self._woken.fileno():
-                self._woken.recv(64)
+            if fd == woken.fileno():
+                woken.recv(64)
