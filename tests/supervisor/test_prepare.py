@@ -144,6 +144,6 @@ def test_health_names_groups_of_which_no_member_is_there():
     tools = tuple(Tool(name, slot) for slot, name in enumerate(("a", "b", "c")))
     groups = (Group("pair", ("a", "b")), Group("other", ("b", "c")))
     state = np.zeros(TOOLS, np.int64)
-    assert group_troubles(Config("n", (), tools, (), groups), state) == []
+    assert group_troubles(Config("n", (), tools, (), groups=groups), state) == []
     state[:2] = TOOL_DEAD
-    assert group_troubles(Config("n", (), tools, (), groups), state) == ["group pair: all members are dead: a, b"]
+    assert group_troubles(Config("n", (), tools, (), groups=groups), state) == ["group pair: all members are dead: a, b"]

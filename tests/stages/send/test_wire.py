@@ -60,7 +60,7 @@ def deliver(host: Namespace, tools: list[Tool], frames: list[bytes], flows: list
 def capturing(host: Namespace, interface: str, path: Path, what: str) -> Iterator[None]:
     with host.inside():
         process = subprocess.Popen(
-            ["tcpdump", "-U", "--immediate-mode", "-s", "0", "-Z", "root", "-i", interface, "-w", str(path), what],
+            ["tcpdump", "-U", "--immediate-mode", "-B", "65536", "-s", "2048", "-Z", "root", "-i", interface, "-w", str(path), what],
             stderr=subprocess.PIPE,
             text=True,
         )
