@@ -18,25 +18,17 @@ so its queue is read after a block that had such a send; a raw socket never does
 socket also gets the reports about whatever else this host sends to the same address over UDP: those that quote another port are not
 counted. What a queue like fq_codel drops *later*, to make room, is told to nobody; ``tc -s qdisc`` shows it.
 
-| state | becomes | when |
-|---|---|---|
-| open | waiting | the socket is full: at most PATIENCE_NS a block, and none at all in the blocks after one that was in vain |
-| waiting | open | it has room again |
-| open | down | GIVE_UP_AFTER frames in a row were refused for reasons that are not theirs (`Retry` says when to open again) |
-| down | open | opening worked |
+States: `datagrams`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import ipaddress
 import os
-import select
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -44,11 +36,9 @@ from typing import Any
 from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
 from broker.core.stage import Context
-from stages.send import kernels
-from stages.send.egress import FULL, OPENING, SENDING, UNHEARD, Notices, Retry, Scratch
+from stages.send.datagrams import DatagramEgress, set_send_buffer
+from stages.send.egress import UNHEARD, Scratch
 
-PATIENCE_NS = 2_000_000
-SEND_BUFFER_BYTES = 4 * 1024 * 1024
 REPORT_BUFFER_BYTES = 8192  # a few ICMP messages: what they say is the same
 MOST_REPORTS = 8  # read after a block
 
@@ -57,7 +47,7 @@ _IPPROTO_GRE = 47
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_DO = 10, 23, 0, 2
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _IPV6_CHECKSUM, _IPV6_AUTOFLOWLABEL = 7, 70
-_SO_NO_CHECK, _SO_BINDTODEVICE, _SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 11, 25, 26, 32
+_SO_NO_CHECK, _SO_BINDTODEVICE, _SO_ATTACH_FILTER = 11, 25, 26
 _MSG_ERRQUEUE = 0x2000
 _ORIGIN_LOCAL = 1  # linux/errqueue.h: our own host refused it, which the send has said
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
@@ -65,7 +55,6 @@ _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 _IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
 _UDP_HEADER = 8
 _UDP_CHECKSUM_AT = 6
-_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 OpenSocket = Callable[[Tunnel], socket.socket]
 
@@ -118,10 +107,7 @@ def _take_nothing(opened: socket.socket) -> None:
 
 
 def _set_buffers(opened: socket.socket) -> None:
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
-    except PermissionError:  # needs CAP_NET_ADMIN; else net.core.wmem_max is the limit
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    set_send_buffer(opened)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, REPORT_BUFFER_BYTES)
 
 
@@ -153,93 +139,36 @@ def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
         opened.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
 
 
-class SocketEgress:
-    """One tool behind a socket."""
-
-    repeats = True
+class SocketEgress(DatagramEgress):
+    """One tool behind a tunnel."""
 
     def __init__(self, tool: Tool, context: Context, scratch: Scratch, log: Any, open_socket: OpenSocket = open_socket) -> None:
         assert tool.tunnel is not None
-        self.tool = tool
+        super().__init__(tool, context, scratch, log, remote=tool.tunnel.remote)
         self._tunnel = replace(tool.tunnel, df=tool.whole)
         self._raw = False
-        self._skip = 0  # bytes of each header that the kernel writes
-        self._counters = context.counters[tool.slot :]
-        self._counters_at = context.counters_at + 8 * tool.slot
-        self._scratch = scratch
-        self._notices = Notices(log, tool)
-        self._retry = Retry()
-        self._open_socket = open_socket
-        self._socket: socket.socket | None = None
-        self._down = 0  # the counter of frames that come while it is not open
-        self._patience_ns = PATIENCE_NS
-        self._failures = 0
+        self._opening = open_socket
         self._open()
 
-    def _open(self) -> bool:
-        try:
-            self._socket = self._open_socket(self._tunnel)
-        except OSError as error:
-            self._fail(error.errno or 0, OPENING, "tool_down")
-            return False
-        self._raw = self._socket.type == socket.SOCK_RAW
+    def _open_socket(self) -> socket.socket:
+        return self._opening(self._tunnel)
+
+    def _opened(self, opened: socket.socket) -> None:
+        self._raw = opened.type == socket.SOCK_RAW
         one_port = not self._raw and bool(self._tunnel.udp_port)
         self._skip = _IP_HEADER[_family(self._tunnel)] + (_UDP_HEADER if one_port else 0)
-        self._poller = select.poll()
-        self._poller.register(self._socket, select.POLLOUT)
-        self._notices.info("tool_opened", remote=self._tunnel.remote, kind=self._tunnel.kind)
+        self._notices.info("tool_opened", kind=self._tunnel.kind, **self._where)
         if one_port and not self._tunnel.source_port:
-            self._notices.warn("tool_one_port", "raw sockets need CAP_NET_RAW", remote=self._tunnel.remote)
-        return True
-
-    def _fail(self, number: int, reasons: Any, event: str) -> None:
-        self._down = int(reasons[number]) if 0 <= number < kernels.N_REASONS else int(reasons[0])
-        self.close()
-        self._retry.failed()
-        self._notices.warn(event, os.strerror(number), remote=self._tunnel.remote, errno=errno.errorcode.get(number, str(number)))
+            self._notices.warn("tool_one_port", "raw sockets need CAP_NET_RAW", **self._where)
 
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
-        if self._socket is None and not (self._retry.due() and self._open()):
-            self._counters[self._down] += n_rows
-            return
-        assert self._socket is not None
-        scratch = self._scratch
-        scratch.job[0] = (
-            self._socket.fileno(), self._skip, self._counters_at, scratch.reasons_at, scratch.vectors_at, scratch.progress_at, progress,
-            rows_at, n_rows, 0, self._failures, batch.frames_at, batch.headers_at, batch.data_at,
-        )  # fmt: skip
         unheard = int(self._counters[UNHEARD])
-        self._hand_over(n_rows)
-        self._failures = int(scratch.job["failures"][0])
+        super().send(batch, rows_at, n_rows, progress)
         if self._raw or self._counters[UNHEARD] != unheard:
             self._read_reports()
 
-    def _hand_over(self, n_rows: int) -> None:
-        job, job_at = self._scratch.job, self._scratch.job_at
-        was_full = False
-        until = 0
-        while number := kernels.send_frames(job_at):
-            done = int(job["done"][0])
-            if number not in _FULL:
-                self._fail(number, SENDING, "tool_refused")
-                self._counters[self._down] += n_rows - done
-                return
-            now = time.monotonic_ns()
-            until = until or now + self._patience_ns
-            was_full = True
-            if now < until:
-                self._wait(number, until - now)
-                continue
-            # One call's worth, and then another try: what has drained meanwhile is used, and a dead socket costs few calls.
-            dropped = min(kernels.VECTORS, n_rows - done)
-            self._counters[FULL] += dropped
-            job["done"] = done + dropped
-            self._patience_ns = 0
-            self._notices.warn("tool_full", os.strerror(number), remote=self._tunnel.remote)
-        if not was_full:
-            self._patience_ns = PATIENCE_NS
-        if not job["failures"][0]:
-            self._retry.worked()
+    def _before_waiting(self) -> None:
+        self._read_reports()  # poll would return at once as long as there is one
 
     def _read_reports(self) -> None:
         """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h)."""
@@ -254,22 +183,10 @@ class SocketEgress:
             for _, _, report in ancillary:
                 if report[4] != _ORIGIN_LOCAL and self._is_ours(quoted):
                     heard += 1
-                    self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), remote=self._tunnel.remote)
+                    self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), **self._where)
         if self._raw and heard:
             self._counters[UNHEARD] += 1
 
     def _is_ours(self, quoted: bytes) -> bool:
         """`quoted`: the packet that a message is about, from its UDP or GRE header on."""
         return not (self._raw and self._tunnel.udp_port) or quoted[2:4] == self._tunnel.udp_port.to_bytes(2, "big")
-
-    def _wait(self, number: int, limit_ns: int) -> None:
-        self._read_reports()  # poll would return at once as long as there is one
-        if number == errno.EAGAIN:
-            self._poller.poll(max(1, limit_ns // 1_000_000))
-        else:  # a queue further down is full, or memory short: nothing announces the end of that
-            time.sleep(min(limit_ns, 200_000) / 1e9)
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None

@@ -72,7 +72,7 @@ class Prober:
                     self._asking.follow(new)
                 self._asking.step()
                 self._wait(woken)
-        except BaseException as error:
+        except BaseException as error:  # the boundary of a thread: `check` raises it where somebody sees it
             self._error = error
         finally:
             self._asking.close()

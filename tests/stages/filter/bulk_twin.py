@@ -100,7 +100,7 @@ class Answers:
                 value, state = number(0, 1)
                 return value % 2 == 1, state
             case t.Mac() | t.MacGroup() | t.Tunnel():
-                raise NotImplementedError(node)
+                raise TypeError(f"this reference has no answer for {node}: ask the slow twin")
         _, type_, l3, _ = it.place(node.layer)
         kind, state = it.ethertype(node.layer)
         found, says = self.holds_in(node, kind, type_, l3, libpcap)
@@ -140,7 +140,7 @@ class Answers:
                 return self._field(node, kind, l3)
             case t.ProtoChain():
                 return self._chain(node, kind, l3)
-        raise NotImplementedError(node)
+        raise TypeError(f"this reference has no answer for {node}: ask the slow twin")
 
     def _bit(self, kind: Ints) -> Ints:
         found = self.layers.all(0)

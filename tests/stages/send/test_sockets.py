@@ -17,7 +17,7 @@ import pytest
 from broker.core import layout
 from broker.core.model import Tool, Tunnel
 from stages.jit import PLAIN
-from stages.send import egress, sockets
+from stages.send import datagrams, egress, sockets
 from tests import packets as by_hand
 from tests.stages.delivery import (
     Sender,
@@ -181,7 +181,7 @@ def test_a_tool_that_was_full_is_not_waited_for_again_until_it_has_room(unix_pai
         sender.step(block([tool], [payload(1000)] * 100, seq=seq))
         if seq == 0:
             assert waits
-            assert max(waits) <= sockets.PATIENCE_NS
+            assert max(waits) <= datagrams.PATIENCE_NS
             waits.clear()
     assert waits == []
     drain(far)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import packets as by_hand
+from tests.corpus import SHARED
 from tests.stages.delivery import NOON_NS, Sender, Surroundings, allow_batch, encapsulate, fill, frames, gre_tool, new_batch, payload
 from tests.stages.encapsulate.test_headers import opened
 from tests.stages.send.tshark import CASES, FIELDS, fields
@@ -89,7 +89,7 @@ def test_vlan_and_class_of_the_frame_are_told_by_erspan(tmp_path: Path) -> None:
 
 # ---- frames of Open vSwitch's own tests
 
-VECTORS = Path(os.environ.get("TAPMESH_SHARED", "/work/shared")) / "suites/ovs-vectors/ovs_hex_frames.jsonl"
+VECTORS = SHARED / "suites/ovs-vectors/ovs_hex_frames.jsonl"
 
 
 @dataclass(frozen=True)
