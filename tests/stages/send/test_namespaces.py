@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from broker.core.model import Tool
-from stages.send import sockets
+from stages.send import datagrams
 from tests import packets as by_hand
 from tests.netns import Namespace, needs_root
 from tests.stages.delivery import Sender, encapsulate, fill, gre_tool, new_batch, payload
@@ -132,7 +132,7 @@ def test_what_the_kernels_own_queue_drops_is_not_called_delivered(host: Namespac
 def test_a_socket_buffer_that_is_full_costs_counted_frames(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket whose own buffer fills first: EAGAIN."""
     _slow_link(host)
-    monkeypatch.setattr(sockets, "SEND_BUFFER_BYTES", 4096)
+    monkeypatch.setattr(datagrams, "SEND_BUFFER_BYTES", 4096)
     tools = [gre_tool(slot, kind, remote) for slot, (kind, remote) in enumerate(KINDS)]
     sender = Sender(*tools)
     for seq in range(3):
