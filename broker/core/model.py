@@ -9,18 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the operator's file something was written; columns and lines from 1."""
-
-    file: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
+from broker.core.flow_model import Flows
+from broker.core.values import Place as Place
+from broker.core.values import Sample as Sample
+from broker.core.values import Tls as Tls
 
 STDOUT = "-"
 """As the name of a tool's file."""
@@ -109,12 +101,6 @@ class Dedup:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    one_in: int
-    by: Literal["packet", "flow"] = "flow"
-
-
-@dataclass(frozen=True, slots=True)
 class Limit:
     """A token bucket; 0: no limit."""
 
@@ -185,17 +171,6 @@ class Rotation:
     rotate_s: int = 0  # multiples of it since 1970, wall clock, begin a new one; 0: not by time
     keep_files: int = 0  # 0: all
     compress: Literal["none", "gzip"] = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Files of PEM; what is not given is empty."""
-
-    ca: str = ""  # dialling: empty is what the system trusts; listening: readers must show a certificate of it
-    cert: str = ""
-    key: str = ""  # empty: in `cert`
-    server_name: str = ""  # dialling; empty: the address
-    verify: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +290,7 @@ class Config:
     set_places: dict[str, Place] = field(default_factory=dict, compare=False)
     groups: tuple[Group, ...] = ()
     deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
+    flows: Flows | None = None  # None: no metadata
 
 
 @dataclass(frozen=True, slots=True)

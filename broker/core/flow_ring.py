@@ -1,0 +1,102 @@
+"""The exporter's end of the records of one lane, and the rows of `exports`: what lies where says `flow_layout`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.core import flow_layout as layout
+from broker.core.errors import PipelineError
+from broker.core.flow_layout import FlowSizes
+from broker.core.shm import map_file
+
+Rows = NDArray[np.void]
+
+
+def flows_path(directory: Path, lane: int) -> Path:
+    return directory / f"flows-{lane}"
+
+
+def create_flows(directory: Path, lane: int, sizes: FlowSizes) -> None:
+    """Reserve the file of a lane, all flows free. PipelineError in words when there is no room."""
+    offsets = layout.flow_offsets(sizes)
+    memory = map_file(flows_path(directory, lane), size=offsets.file_bytes, create=True)
+    header = memory[: layout.FLOWS.itemsize].view(layout.FLOWS)[0]
+    header["version"], header["lane"], header["file_bytes"] = layout.FLOWS_VERSION, lane, offsets.file_bytes
+    header["max_flows"], header["n_index"], header["n_names"] = sizes.max_flows, sizes.n_index, sizes.n_names
+    header["n_undo"], header["n_records"] = sizes.n_undo, sizes.n_records
+    header["magic"] = layout.FLOWS_MAGIC
+
+
+class FlowMemory:
+    """The mapped file of one lane. PipelineError: missing, damaged, or of another version.
+
+    | name | dtype[shape] |
+    |---|---|
+    | header | FLOWS[1] |
+    | entries | ENTRY[max_flows] |
+    | names | NAME[n_names] |
+    | records | FLOW[n_records] |
+    """
+
+    def __init__(self, directory: Path, lane: int, block_packets: int) -> None:
+        path = flows_path(directory, lane)
+        self.memory = memory = map_file(path)
+        if memory.nbytes < layout.FLOWS.itemsize:
+            raise PipelineError(f"{path}: {memory.nbytes} bytes are too few for a table of flows")
+        self.header = memory[: layout.FLOWS.itemsize].view(layout.FLOWS)
+        head = self.header[0]
+        if int(head["magic"]) != layout.FLOWS_MAGIC or int(head["version"]) != layout.FLOWS_VERSION:
+            raise PipelineError(f"{path}: not a table of flows of this version of tapmesh")
+        self.sizes = sizes = FlowSizes(int(head["max_flows"]), int(head["n_names"]), int(head["n_records"]), block_packets)
+        if min(sizes.max_flows, sizes.n_records) < 1 or max(sizes.max_flows, sizes.n_names, sizes.n_records) >= 1 << 24:
+            raise PipelineError(f"{path}: sizes of {sizes.max_flows} flows and {sizes.n_records} records: damaged")
+        self.offsets = o = layout.flow_offsets(sizes)
+        if memory.nbytes != o.file_bytes or (int(head["n_index"]), int(head["n_undo"])) != (sizes.n_index, sizes.n_undo):
+            raise PipelineError(f"{path}: {memory.nbytes} bytes, expected {o.file_bytes}")
+        self.at = int(memory.ctypes.data)
+        self.entries = memory[o.entries :][: sizes.max_flows * layout.ENTRY.itemsize].view(layout.ENTRY)
+        self.names = memory[o.names :][: sizes.n_names * layout.NAME.itemsize].view(layout.NAME)
+        self.records = memory[o.records :][: sizes.n_records * layout.FLOW.itemsize].view(layout.FLOW)
+
+
+class RecordReader:
+    """Takes the records of one lane: `read`, hand over, `release`. What was read and not released is read again by the next process."""
+
+    def __init__(self, memory: FlowMemory) -> None:
+        self._memory = memory
+        self._row = memory.header[0]
+
+    @property
+    def waiting(self) -> int:
+        return int(self._row["published"]) - int(self._row["taken"])
+
+    def read(self, most: int) -> Rows:
+        """A copy of the oldest `most` records, FLOW[n]; none: empty. What the flows stage writes meanwhile lies elsewhere: a record is
+        overwritten only once it is released."""
+        taken = int(self._row["taken"])
+        n_records = self._memory.sizes.n_records
+        n = min(most, max(0, int(self._row["published"]) - taken), n_records)
+        first = taken % n_records
+        head = self._memory.records[first : first + n]
+        return np.concatenate([head, self._memory.records[: n - len(head)]]) if len(head) < n else head.copy()
+
+    def release(self, n: int) -> None:
+        self._row["taken"] += n
+
+
+def exports_path(directory: Path) -> Path:
+    return directory / "exports"
+
+
+def create_exports(directory: Path, names: list[str]) -> None:
+    """A row for each, in this order."""
+    rows = map_file(exports_path(directory), size=layout.EXPORT.itemsize * layout.EXPORTS, create=True).view(layout.EXPORT)
+    rows["name"][: len(names)] = [name.encode() for name in names]
+
+
+def open_exports(directory: Path) -> Rows:
+    """EXPORT[EXPORTS]; rows without a name are free."""
+    return map_file(exports_path(directory)).view(layout.EXPORT)

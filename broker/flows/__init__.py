@@ -1,0 +1,1 @@
+"""Flow records on the control side: exported, stored, asked."""
