@@ -9,10 +9,17 @@ from broker.cli.table import Column, count, reasons, render, share, size
 from broker.core.layout import STAGES
 from broker.core.metrics import WIDTH, index, of_stage
 from broker.core.senders import Sender
-from broker.supervisor.ledger import Ledger, total
+from broker.supervisor.ledger import Ledger
 from broker.supervisor.snapshot import Counts, Snapshot
+from broker.supervisor.totals import total
 
-_HANDLED = {"capture": "captured_packets", "filter": "judged_packets", "encapsulate": "framed_frames", "send": "delivered_frames"}
+_HANDLED = {
+    "capture": "captured_packets",
+    "filter": "judged_packets",
+    "encapsulate": "framed_frames",
+    "send": "delivered_frames",
+    "flows": "metered_packets",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ def stage_figures(snapshot: Snapshot) -> list[StageFigures]:
     found = []
     for stage in STAGES:
         workers = snapshot.workers(stage)
+        if not workers:
+            continue
         row = total(snapshot.lanes, stage)
         times = (int(row[index("", name)]) for name in ("busy_ns", "starved_ns", "blocked_ns"))
         restarts = sum(max(0, w.epoch - 1) for w in workers)

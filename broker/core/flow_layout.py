@@ -134,7 +134,7 @@ STATE = np.dtype(
             # what has happened so far, see `broker.core.metrics`
             "records_idle", "records_active", "records_end", "records_forced", "records_resources",
             "dropped_records", "dropped_record_packets", "dropped_record_bytes",
-            "names_seen", "names_dropped",
+            "names_seen", "dropped_names",
         )
     ]
 )  # fmt: skip

@@ -140,9 +140,9 @@ class Runner:
                 now = self._await_source(now, source)
 
     def _publish(self) -> None:
-        for worker in self.ring.publish():
+        for kind, worker in self.ring.publish():
             self.live[_BELLS] += 1
-            self.bell.ring(self.ring.after, worker)
+            self.bell.ring(kind, worker)
 
     def _follow(self, block: Any) -> None:
         """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""

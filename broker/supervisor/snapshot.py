@@ -81,6 +81,7 @@ class LaneSnapshot:
     blocks_in_use: int = 0
     n_blocks: int = 0
     trouble: str = ""  # why the ring could not be measured; its ledger is void then
+    unmetered_packets: int = 0  # published by capture, not by the flows stage, if there is one
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def behind(geometry: Geometry, cursors: list[int], kind: str, worker: int) -> bo
     """The block at this worker's cursor is ready for it; for capture always False."""
     if kind == "capture":
         return False
-    before = layout.STAGES[layout.STAGES.index(kind) - 1]
+    (before,) = geometry.before(kind)
     return passed(geometry, cursors, before, cursors[geometry.row(kind, worker)])
 
 
@@ -171,7 +172,8 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
     cursors = [w.cursor for w in workers]
     first_send = g.row("send", 0)
     head, tail = cursors[0], min(cursors[first_send:])
-    unjudged = 0
+    unjudged = unmetered = 0
+    metered_to = cursors[g.row("flows", 0)] if g.n_flows else head
     unframed, unsent = np.zeros(TOOLS, np.int64), np.zeros(TOOLS, np.int64)
     trouble = "" if 0 <= head - tail <= g.n_blocks else f"cursors {tail} to {head} span more than {g.n_blocks} blocks"
     for seq in range(tail, head) if not trouble else ():
@@ -179,7 +181,9 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
         n_packets, n_frames = (int(batch.block[0][name]) for name in ("n_packets", "n_frames"))
         if not 0 <= n_packets <= g.max_packets:
             trouble = f"block {seq} claims {n_packets} packets of {g.max_packets}"
-        elif not passed(g, cursors, "filter", seq):
+            continue
+        unmetered += n_packets if seq >= metered_to else 0
+        if not passed(g, cursors, "filter", seq):
             unjudged += n_packets
         elif not passed(g, cursors, "encapsulate", seq):
             unframed += _count_bits(batch.verdicts["verdict"][:n_packets].copy())
@@ -192,7 +196,7 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
             unsent += np.bincount(tools % TOOLS, minlength=TOOLS)
     if not trouble and head > tail and _refilled(memory, tail):
         trouble = "the ring turns over faster than it can be read"
-    return LaneSnapshot(memory.number, workers, unjudged, unframed, unsent, max(0, head - tail), g.n_blocks, trouble)
+    return LaneSnapshot(memory.number, workers, unjudged, unframed, unsent, max(0, head - tail), g.n_blocks, trouble, unmetered)
 
 
 def _refilled(memory: LaneMemory, tail: int) -> bool:
