@@ -29,7 +29,7 @@ class StageFigures:
     stage: str
     workers: int
     restarts: int
-    handled: int  # packets; from encapsulate on frames
+    handled: int  # packets; of encapsulate and send frames
     busy_ns: int
     starved_ns: int
     blocked_ns: int
@@ -67,7 +67,7 @@ def stages_table(snapshot: Snapshot) -> str:
     for f in stage_figures(snapshot):
         whole = f.busy_ns + f.starved_ns + f.blocked_ns
         times = [share(f.busy_ns, whole), share(f.starved_ns, whole), share(f.blocked_ns, whole)]
-        unit = "packets" if f.stage in ("capture", "filter") else "frames"
+        unit = "packets" if f.stage in ("capture", "filter", "flows") else "frames"
         rows.append([f.stage, str(f.workers), f"{f.handled:,} {unit:7}", f"{f.ns_each:,.0f}", *times, str(f.restarts)])
     return render(columns, rows)
 

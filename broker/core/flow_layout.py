@@ -29,7 +29,7 @@ from broker.core.layout import LINE, PAGE
 FLOWS_MAGIC = 0x314C_4653_4D50_4154  # "TAPMSFL1" little-endian
 FLOWS_VERSION = 1
 
-NAME_BYTES = 108
+NAME_BYTES = 112
 EXPORTS = 32
 
 END_IDLE, END_ACTIVE, END_SEEN, END_FORCED, END_RESOURCES = range(1, 6)
@@ -120,7 +120,7 @@ key, TTL of the first packet."""
 UNDO = np.dtype([("entry", "<i8"), ("pad", "<i8", (7,)), ("was", "u1", (ENTRY.itemsize,))])
 
 NAME = np.dtype(
-    [("dns_type", "<u2"), ("dns_code", "u1"), ("kind", "u1"), ("len", "u1"), ("cut", "u1"), ("pad", "<u2"), ("text", f"S{NAME_BYTES + 12}")]
+    [("dns_type", "<u2"), ("dns_code", "u1"), ("kind", "u1"), ("len", "u1"), ("cut", "u1"), ("pad", "<u2"), ("text", f"S{NAME_BYTES + 8}")]
 )
 assert NAME.itemsize == 2 * LINE
 

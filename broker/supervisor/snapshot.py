@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from broker.config.deliveries import deliveries, slot_name, tool_of
 from broker.core import layout
 from broker.core.batch import Batch
+from broker.core.flow_ring import read_exports
 from broker.core.layout import TOOLS, Geometry
 from broker.core.model import Config
 from broker.core.ring import read_counters
@@ -94,6 +95,7 @@ class Snapshot:
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
     senders: tuple[Sender, ...] = ()  # of tunnel inputs
     tool_state: Counts = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # TOOL_*
+    exports: tuple[dict[str, int | str], ...] = ()  # of flow records, fields of EXPORT; that of the store is called so
 
     @property
     def alive(self) -> dict[str, bool]:
@@ -122,7 +124,8 @@ class Reader:
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
         counted = self._rules.take() if rules else ()
         senders = tuple(read_senders(self.pipeline.directory, len(lanes)))
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, self.pipeline.tool_state.copy())
+        tools, exports = self.pipeline.tool_state.copy(), read_exports(self.pipeline.directory)
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, tools, exports)
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]

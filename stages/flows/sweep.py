@@ -3,7 +3,7 @@
 | kernel | does |
 |---|---|
 | begin | opens a transaction, see table.py |
-| commit | of a transaction between blocks |
+| commit | of a transaction between blocks; its records are the exporter's |
 | publish_records | what is committed is the exporter's |
 | sweep_due | ends flows that are over, so many that the whole table is looked at once a second |
 """
@@ -44,13 +44,14 @@ def begin(table: int, opened_for: int) -> None:
 
 
 @kernel
-def commit(table: int) -> None:
-    store_release(load64(table + _HEADER_AT) + _OPEN, 0)
+def publish_records(table: int) -> None:
+    store_release(load64(table + _HEADER_AT) + _PUBLISHED, load64(load64(table + _STATE_AT) + _HEAD))
 
 
 @kernel
-def publish_records(table: int) -> None:
-    store_release(load64(table + _HEADER_AT) + _PUBLISHED, load64(load64(table + _STATE_AT) + _HEAD))
+def commit(table: int) -> None:
+    store_release(load64(table + _HEADER_AT) + _OPEN, 0)
+    publish_records(table)
 
 
 @kernel
