@@ -59,7 +59,8 @@ def blocks() -> list[list[tuple[bytes, float]]]:
     second = [(packet, at + 1.0) for packet, at in connection()]  # type: ignore[misc]
     third = [(p.udp_frame(A, port, B, 9), 20.0 + port * 0.01) for port in range(1, 12)]
     fourth = [(p.udp_frame(A, port, B, 9), 24.0) for port in (1, 2, 3)] + [(p.udp_frame(A, 1, B, 53, dns("again.example")), 90.0)]
-    return [first, second, third, fourth]
+    more = [(p.udp_frame(B, 9, A, port), 21.0) for port in (9, 10, 11)]
+    return [first, second, third, more, fourth]
 
 
 class Worker:
