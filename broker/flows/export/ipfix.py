@@ -37,7 +37,8 @@ class Field(NamedTuple):
 
 
 def _both(element: int, format: str, column: str) -> list[Field]:  # noqa: A002
-    return [Field(element, format, column, 0), Field(element, format, column, 1, reverse=True)]
+    """The reverse one first: nfcapd takes the last for the forward one, where it knows no reverse."""
+    return [Field(element, format, column, 1, reverse=True), Field(element, format, column, 0)]
 
 
 def _fields(source: int, destination: int, address: str, icmp: int) -> list[Field]:
@@ -116,7 +117,7 @@ class Ipfix:
         return made, rows[(rows["version"] != 4) & (rows["version"] != 6)]
 
     def greeting(self, most_bytes: int, now_ns: int) -> list[Message]:  # noqa: ARG002 - likewise
-        templates = [options.in_set(2, _template(V4)), options.in_set(2, _template(V6)), options.templates()]
+        templates = [options.in_set(2, _template(V4)), options.in_set(2, _template(V6)), *options.templates()]
         keys = {template: key_bits(template) for template in FIELDS}
         return self._joined([(part, 0) for part in templates] + options.facts(self._context, keys, self._domain), most_bytes)
 

@@ -47,13 +47,12 @@ def in_set(set_id: int, content: bytes) -> bytes:
     return struct.pack(">HH", set_id, 4 + len(content)) + content
 
 
-def templates() -> bytes:
-    """The set of all options templates."""
-    content = b""
-    for template, fields in _TABLE.items():
-        content += struct.pack(">HHH", template, len(fields), 1)
-        content += b"".join(struct.pack(">HH", *field) for field in fields)
-    return in_set(3, content)
+def templates() -> list[bytes]:
+    """Each options template in a set of its own: of several in one, nfacctd reads the first."""
+    return [
+        in_set(3, struct.pack(">HHH", template, len(fields), 1) + b"".join(struct.pack(">HH", *field) for field in fields))
+        for template, fields in _TABLE.items()
+    ]
 
 
 def _record(template: int, *values: int | bytes) -> Part:

@@ -46,7 +46,7 @@ _READ = (
 def _flat() -> np.dtype[np.void]:
     """FLOW with a name for each half of a pair: `tolist` makes Python's numbers of those only."""
     names, formats, offsets = [], [], []
-    fields = layout.FLOW.fields or {}
+    fields: Any = layout.FLOW.fields
     for name in _READ:
         field, offset = fields[name][:2]
         for n in range(field.shape[0] if field.shape else 1):

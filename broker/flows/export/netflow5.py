@@ -1,9 +1,10 @@
 """NetFlow 5: IPv4, one way, counts of 32 bits. Its layout is what Cisco documents as "NetFlow Export Datagram Format", version 5.
 
-    version 5 | records | uptime | seconds | nanoseconds | sequence | engine | sampling || record ...      24 bytes, then 48 each, at most 30
+    version 5 | records | uptime | seconds | nanoseconds | sequence | engine | sampling || record ...    24 bytes, 48 each
 
 The sequence number counts records. What it has no words for: IPv6 (counted as dropped), VLANs, tunnels, sizes, names, why a flow ended.
-A count that 32 bits cannot hold is sent as several records that add up to it, up to PIECES of them.
+A count that 32 bits cannot hold is sent as several records that add up to it, up to PIECES of them. A
+message holds at most 30.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ PIECES = 1024  # 4 TB: a minute at 500 Gbit/s; beyond it the last piece says MOS
 
 RECORD = np.dtype(
     [
-        ("source", "V4"), ("destination", "V4"), ("next_hop", ">u4"), ("input", ">u2"), ("output", ">u2"), ("packets", ">u4"), ("bytes", ">u4"),
-        ("first", ">u4"), ("last", ">u4"), ("source_port", ">u2"), ("destination_port", ">u2"), ("pad", "u1"), ("tcp_flags", "u1"),
-        ("protocol", "u1"), ("tos", "u1"), ("source_as", ">u2"), ("destination_as", ">u2"), ("source_mask", "u1"), ("destination_mask", "u1"),
-        ("pad2", ">u2"),
+        ("source", "V4"), ("destination", "V4"), ("next_hop", ">u4"), ("input", ">u2"), ("output", ">u2"),
+        ("packets", ">u4"), ("bytes", ">u4"), ("first", ">u4"), ("last", ">u4"), ("source_port", ">u2"), ("destination_port", ">u2"),
+        ("pad", "u1"), ("tcp_flags", "u1"), ("protocol", "u1"), ("tos", "u1"), ("source_as", ">u2"), ("destination_as", ">u2"),
+        ("source_mask", "u1"), ("destination_mask", "u1"), ("pad2", ">u2"),
     ]
 )  # fmt: skip
 assert RECORD.itemsize == 48

@@ -3,8 +3,8 @@
     records handed in = records (sent) + dropped_records + waiting_records        also for packets and bytes, as far as they have gone
 
 Nothing waits: what the way to the collector does not take stays in a queue of `buffer_bytes`; beyond it the newest messages are dropped,
-whole, and counted. A message that was begun when the connection broke is sent again from its start on the next one. What the kernel held for
-a collector that has gone counts as sent: nobody can know.
+whole, and counted. A message that was begun when the connection broke is sent again from its start on the next one. What the kernel held
+for a collector that has gone counts as sent: nobody can know.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class QueueSink:
         self._is_open = self._is_trying = self._is_full = False
         self._retry_ns = self._refresh_ns = 0
         self._backoff_ns = BACKOFF_LEAST_NS
-        self._now_ns = 0
-        row["connected"] = row["waiting_records"] = 0  # what waited in a process before us was counted by it, or has gone with it
+        row["dropped_records"] += row["waiting_records"]  # of a process before us that was killed: how many packets, it took with it
+        row["connected"] = row["waiting_records"] = 0
 
     def take(self, rows: Rows) -> None:
         now_ns = time.time_ns()
@@ -137,7 +137,6 @@ class QueueSink:
             self._log.warning("export_full", buffer_bytes=self._export.buffer_bytes)
 
     def tick(self, now_ns: int) -> None:
-        self._now_ns = now_ns
         try:
             if not self._is_open:
                 self._advance(now_ns)
@@ -265,7 +264,7 @@ class QueueSink:
             poller.poll(min(left, 0.05) * 1000)
             self.tick(time.time_ns())
         for message in self._queue:
-            self._drop(message.records, message.packets, message.bytes)
+            self._drop(message.records, message.packets, message.bytes, is_full=False)
         self._queue.clear()
         self._queued_bytes = 0
         self._row["waiting_records"] = 0

@@ -212,6 +212,14 @@ class File:
             # Without O_NONBLOCK a FIFO that nobody reads would hold us here.
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        if self._is_file and self._path != "-":
+            self._end_line()
+
+    def _end_line(self) -> None:
+        """Whoever wrote before us may have run out of room in the middle of a line."""
+        with open(self._path, "rb") as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                os.write(self._fd, b"\n")
 
     def advance(self, now_ns: int) -> bool:  # noqa: ARG002
         return self._fd >= 0
