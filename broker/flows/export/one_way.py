@@ -75,6 +75,7 @@ def contiguous_address(records: Rows, column: str, n_bytes: int) -> NDArray[np.v
 MILLISECONDS = 1_000_000
 _FAR_NS = 24 * 86_400 * 1_000_000_000  # well within 2**32 ms
 _BACK_MS = 1 << 31
+_BEFORE_MS = 1000  # an uptime of 0 is none to some collectors
 
 
 def clock(rows: Rows, run_ns: int, now_ns: int) -> tuple[int, int]:
@@ -82,7 +83,7 @@ def clock(rows: Rows, run_ns: int, now_ns: int) -> tuple[int, int]:
     milliseconds since the device was started, so packets of long ago (a capture that is replayed) need another now and another start."""
     newest, oldest = int(rows["last_ns"].max()), int(rows["first_ns"].min())
     now_s = (newest if abs(newest - now_ns) > _FAR_NS else now_ns) // 1_000_000_000
-    boot_ms = min(max(run_ns // MILLISECONDS, now_s * 1000 - _BACK_MS), oldest // MILLISECONDS, now_s * 1000)
+    boot_ms = min(max(run_ns // MILLISECONDS, now_s * 1000 - _BACK_MS), oldest // MILLISECONDS - _BEFORE_MS, now_s * 1000)
     return now_s, max(boot_ms, now_s * 1000 - 0xFFFF_FFFF)
 
 

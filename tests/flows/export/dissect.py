@@ -69,7 +69,13 @@ def time_ns(text: str) -> int:
     return (moment - _EPOCH) // datetime.timedelta(seconds=1) * 1_000_000_000 + int(rest)
 
 
-def is_clean(path: Path) -> bool:
+def lines(path: Path) -> list[str]:
+    """All that tshark says."""
+    return [" ".join(line.split()) for line in tshark(path, "-V").splitlines()]
+
+
+def assert_clean(said: list[str]) -> None:
     """Nothing is malformed, undissected or suspicious, and every set had its template."""
-    text = tshark(path, "-V")
-    return not any(word in text for word in ("Malformed", "Expert Info", "No template", "Unknown", "undecoded"))
+    text = "\n".join(said)
+    assert text.count("Cisco NetFlow/IPFIX") == text.count("Frame Number:")
+    assert not [word for word in ("Malformed", "Expert Info", "No template", "Unknown", "undecoded") if word in text]
