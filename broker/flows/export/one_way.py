@@ -82,7 +82,8 @@ def clock(rows: Rows, run_ns: int, now_ns: int) -> tuple[int, int]:
     """(seconds, boot in ms): what a message says the time is, and from when the uptimes in its records count. NetFlow counts in 32 bits of
     milliseconds since the device was started, so packets of long ago (a capture that is replayed) need another now and another start."""
     newest, oldest = int(rows["last_ns"].max()), int(rows["first_ns"].min())
-    now_s = (newest if abs(newest - now_ns) > _FAR_NS else now_ns) // 1_000_000_000
+    seconds = (newest if abs(newest - now_ns) > _FAR_NS else now_ns) // 1_000_000_000
+    now_s = max(seconds, -(-newest // 1_000_000_000))  # collectors take an uptime beyond that of the header for one of the last round
     boot_ms = min(max(run_ns // MILLISECONDS, now_s * 1000 - _BACK_MS), oldest // MILLISECONDS - _BEFORE_MS, now_s * 1000)
     return now_s, max(boot_ms, now_s * 1000 - 0xFFFF_FFFF)
 
