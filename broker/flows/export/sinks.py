@@ -14,11 +14,12 @@ import errno
 import select
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import structlog
 
+from broker.core import log
 from broker.core.flow_model import Export
 from broker.core.flow_ring import Rows
 from broker.flows.export.ipfix import Ipfix
@@ -91,13 +92,25 @@ def _transport(export: Export) -> Transport:
             return File(export.file)
 
 
+@dataclass(slots=True)
+class Gone:
+    """What left the queue at once."""
+
+    messages: int = 0
+    sent_bytes: int = 0
+    sent_records: int = 0
+    queued_bytes: int = 0
+    queued_records: int = 0
+    refused: int = 0
+
+
 class QueueSink:
     """`queue`: messages of records; `first`: what the collector must know before. `at`: bytes of the first message that have gone."""
 
     def __init__(self, export: Export, encoder: Encoder, transport: Transport, row: np.void) -> None:
         self.name = export.name
         self._export, self._encoder, self._transport, self._row = export, encoder, transport, row
-        self._log: Any = structlog.get_logger().bind(export=export.name)
+        self._log: Any = log.get(export=export.name)
         self._first: deque[Message] = deque()
         self._queue: deque[Message] = deque()
         self._queued_bytes = self._at = 0
@@ -114,17 +127,21 @@ class QueueSink:
             return
         messages, unsaid = self._encoder.encode(rows, self._transport.most_bytes, now_ns)
         self._drop(*total(unsaid), is_full=False)
-        for message in messages:
-            self._enqueue(message)
+        self._enqueue(messages)
         self._flush(now_ns)
 
-    def _enqueue(self, message: Message) -> None:
-        if self._queued_bytes + len(message.data) > self._export.buffer_bytes:
-            self._drop(message.records, message.packets, message.bytes)
-            return
-        self._queue.append(message)
-        self._queued_bytes += len(message.data)
-        self._row["waiting_records"] += message.records
+    def _enqueue(self, messages: list[Message]) -> None:
+        room = self._export.buffer_bytes - self._queued_bytes
+        waiting = 0
+        for message in messages:
+            if len(message.data) > room:
+                self._drop(message.records, message.packets, message.bytes)
+                continue
+            self._queue.append(message)
+            room -= len(message.data)
+            waiting += message.records
+        self._queued_bytes = self._export.buffer_bytes - room
+        self._row["waiting_records"] += waiting
 
     def _drop(self, records: int, packets: int, octets: int, *, is_full: bool = True) -> None:
         if not records and not packets:
@@ -176,65 +193,67 @@ class QueueSink:
         self._refresh_ns = now_ns + self._export.template_refresh_s * _NS
         if not self._transport.is_stream and not self._first:
             self._first.extend(self._encoder.greeting(self._transport.most_bytes, now_ns))
-        for message in self._encoder.report(self._row, self._transport.most_bytes, now_ns):
-            self._enqueue(message)
+        self._enqueue(self._encoder.report(self._row, self._transport.most_bytes, now_ns))
 
     def _flush(self, now_ns: int) -> None:
+        """Hand over what is taken. Counters are written once at the end: one by one they would cost more than the messages."""
         if not self._is_open:
             return
-        messages = octets = records = 0
+        gone = Gone()
         sequence = int(self._row["sequence"])
-        send, stamp, is_stream = self._transport.send, self._encoder.stamp, self._transport.is_stream
-        refused = False
-        while queue := self._first or self._queue:
-            message = queue[0]
-            data = message.data
-            if not self._at and message.step:
-                stamp(data, sequence, now_ns)
-            try:
-                n = send(data[self._at :] if self._at else data)
-            except (OSError, GoneError) as error:
-                number = getattr(error, "errno", 0)
-                if number == errno.EMSGSIZE:
-                    self._row["errors"] += 1
-                    self._forget(queue, message)
-                    self._drop(message.records, message.packets, message.bytes, is_full=False)
-                    continue
-                if number in _BUSY:
+        try:
+            while queue := self._first or self._queue:
+                message = queue[0]
+                if not self._at and message.step:
+                    self._encoder.stamp(message.data, sequence, now_ns)
+                n = self._send(message, gone)
+                if n is None:
                     break
-                if number == _REFUSED and not is_stream:  # of one that was sent before
-                    self._row["errors"] += 1
-                    refused = True
+                self._at += n
+                if self._at < len(message.data):
                     continue
-                self._lost(error, now_ns)
-                break
-            self._at += n
-            if self._at < len(data):
-                if n:
-                    continue
-                break
-            self._forget(queue, message)
-            sequence += message.step
-            messages, octets, records = messages + 1, octets + len(data), records + message.records
-        if messages:
-            self._count(messages, octets, records, sequence)
-            if not is_stream:
-                self._row["connected"] = not refused
-            self._is_full = self._is_full and bool(self._queue)
+                sequence += message.step
+                gone.messages += 1
+                gone.sent_bytes += len(message.data)
+                gone.sent_records += message.records
+                self._take_off(queue, gone)
+        except (OSError, GoneError) as error:
+            self._lost(error, now_ns)
+        self._row["sequence"] = sequence
+        self._count(gone)
 
-    def _count(self, messages: int, octets: int, records: int, sequence: int) -> None:
-        row = self._row
-        row["messages"] += messages
-        row["bytes"] += octets
-        row["records"] += records
-        row["sequence"] = sequence
+    def _send(self, message: Message, gone: Gone) -> int | None:
+        """How many bytes were taken, all of it if it was lost; None: it has to wait."""
+        data = message.data
+        try:
+            return self._transport.send(data[self._at :] if self._at else data) or None
+        except OSError as error:
+            if error.errno in _BUSY:
+                return None
+            if error.errno == _REFUSED and not self._transport.is_stream:  # of one that was sent before
+                gone.refused += 1
+                return 0
+            raise
 
-    def _forget(self, queue: deque[Message], message: Message) -> None:
-        queue.popleft()
+    def _take_off(self, queue: deque[Message], gone: Gone) -> None:
+        message = queue.popleft()
         self._at = 0
         if queue is self._queue:
-            self._queued_bytes -= len(message.data)
-            self._row["waiting_records"] -= message.records
+            gone.queued_bytes += len(message.data)
+            gone.queued_records += message.records
+
+    def _count(self, gone: Gone) -> None:
+        row = self._row
+        self._queued_bytes -= gone.queued_bytes
+        row["waiting_records"] -= gone.queued_records
+        row["errors"] += gone.refused
+        if gone.messages:
+            row["messages"] += gone.messages
+            row["bytes"] += gone.sent_bytes
+            row["records"] += gone.sent_records
+            if self._is_open and not self._transport.is_stream:
+                row["connected"] = not gone.refused
+            self._is_full = self._is_full and bool(self._queue)
 
     def _lost(self, error: Exception, now_ns: int) -> None:
         self._close()
