@@ -30,7 +30,7 @@ def measure(quick: bool) -> Iterator[Row]:
     seconds = 0.02 if quick else 1.5
     now_ns = time.time_ns()
     rows = flows(_BATCH, now_ns)
-    context = ExportContext("bench", {0: "mirror"}, now_ns - 3600 * _NS)
+    context = ExportContext("bench", now_ns - 3600 * _NS, {0: "mirror"})
     encoders: dict[str, Encoder] = {
         "ipfix": Ipfix(context, 1), "netflow9": NetFlow9(context, 1), "netflow5": NetFlow5(context, 1), "json lines": JsonLines(context),
     }  # fmt: skip

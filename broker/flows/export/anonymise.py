@@ -7,31 +7,25 @@ of AES, the second, encrypted by it, the pad. IPv6 is done alike, over 128 bits.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.core.errors import TapmeshError
 from broker.core.flow_ring import Rows
 
-KEY_BYTES = 32
 _BLOCK = 16
 _KNOWN_MOST = 1 << 17
 _CHUNK = 1024  # addresses at a time: of IPv6 2 MiB
 
 
 class Anonymiser:
-    """TapmeshError: the package `cryptography` is missing, or the key is not KEY_BYTES long."""
+    """`key`: 32 bytes. TapmeshError: the package `cryptography` is missing."""
 
     def __init__(self, key: bytes) -> None:
         try:
             from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         except ImportError:
-            raise TapmeshError('flows.anonymise_key_file needs the package cryptography: pip install "tapmesh[flows]"') from None
-        if len(key) != KEY_BYTES:
-            raise TapmeshError(f"a key for addresses has {KEY_BYTES} bytes, this one {len(key)}")
+            raise TapmeshError('flows.anonymise needs the package cryptography: pip install "tapmesh[flows]"') from None
         # ECB is what the method asks for: each block stands for one prefix, and one bit of it is used.
         self._aes = Cipher(algorithms.AES(key[:_BLOCK]), modes.ECB()).encryptor()  # noqa: S305
         self._pad = np.frombuffer(self._aes.update(key[_BLOCK:]), np.uint8)
@@ -75,20 +69,3 @@ class Anonymiser:
         blocks[:, :, :n_bytes] = (addresses[:, None, :] & prefix) | (self._pad[:n_bytes] & ~prefix)
         out = np.frombuffer(self._aes.update(blocks.tobytes()), np.uint8).reshape(n, n_bits, _BLOCK)
         return addresses ^ np.packbits(out[:, :, 0] >> 7, axis=1)
-
-
-def read_key(path: str) -> bytes:
-    """KEY_BYTES, from a file that holds them, or twice as many hexadecimal digits. TapmeshError: neither, or not to be read."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise TapmeshError(f"flows.anonymise_key_file: {path}: {os.strerror(error.errno or 0)}") from None
-    if len(data) == KEY_BYTES:
-        return data
-    text = data.strip()
-    try:
-        if len(text) == 2 * KEY_BYTES:
-            return bytes.fromhex(text.decode("ascii"))
-    except ValueError:
-        pass
-    raise TapmeshError(f"flows.anonymise_key_file: {path}: expected {KEY_BYTES} bytes, or {2 * KEY_BYTES} hexadecimal digits")

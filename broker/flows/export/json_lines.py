@@ -63,10 +63,9 @@ class JsonLines:
     per_session = False
 
     def __init__(self, context: ExportContext) -> None:
+        self._context = context
         self._node = json.dumps(context.node)
-        self._inputs = {slot: json.dumps(name) for slot, name in context.inputs.items()}
-        self._has_id = "ports" not in context.drop  # else it would name a flow that nobody saw
-        self._drops_flags, self._drops_retransmitted = "tcp_flags" in context.drop, "retransmitted" in context.drop
+        self._inputs: dict[int, str] = {}
 
     def encode(self, rows: Rows, most_bytes: int, now_ns: int) -> tuple[list[Message], Rows]:  # noqa: ARG002 - other formats need the time
         if not len(rows):
@@ -94,9 +93,10 @@ class JsonLines:
         """Lines bear the numbers of their records."""
 
     def _lines(self, rows: Rows) -> list[str]:
+        self._inputs = {slot: json.dumps(name) for slot, name in self._context.inputs.items()}
         times = (np.datetime_as_string(rows[name].view("M8[ns]")).tolist() for name in ("first_ns", "last_ns"))
         ends = (_addresses(rows, name) for name in ("source", "destination"))
-        ids = community_ids(rows) if self._has_id else [""] * len(rows)
+        ids = community_ids(rows) if "ports" not in self._context.drop else [""] * len(rows)  # of no ports it would name another flow
         return list(map(self._line, np.ascontiguousarray(rows).view(_FLAT).tolist(), *times, *ends, ids))
 
     def _line(self, row: tuple[Any, ...], start: str, end: str, source: str, destination: str, flow_id: str) -> str:
@@ -134,13 +134,13 @@ class JsonLines:
 
     def _tcp(self, flags: tuple[int, int], rtt_us: tuple[int, int], again: tuple[int, int]) -> str:
         text = ""
-        if not self._drops_flags:
+        if "tcp_flags" not in self._context.drop:
             text = f'"tcp_flags":"{flags[0] | flags[1]:02x}","tcp_flags_ts":"{flags[0]:02x}","tcp_flags_tc":"{flags[1]:02x}",'
         if rtt_us[0]:
             text += f'"rtt_client_us":{rtt_us[0]},'
         if rtt_us[1]:
             text += f'"rtt_server_us":{rtt_us[1]},'
-        if not self._drops_retransmitted:
+        if "retransmitted" not in self._context.drop:
             text += f'"retransmitted_toserver":{again[0]},"retransmitted_toclient":{again[1]},'
         return f',"tcp":{{{text[:-1]}}}' if text else ""
 

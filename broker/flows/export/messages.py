@@ -32,15 +32,15 @@ class Lost(NamedTuple):
     bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExportContext:
-    """What all exports of a node share. `inputs`: slot -> name; `run_ns`: wall clock, when the pipeline was started."""
+    """What records do not say themselves, the same for all exports of a node. A reload changes it: who needs it looks each time."""
 
     node: str
-    inputs: dict[int, str]
-    run_ns: int
+    run_ns: int  # wall clock: when the pipeline was started
+    inputs: dict[int, str] = field(default_factory=dict)  # slot -> name
     sample: Sample | None = None
-    drop: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()  # of `flow_model.ATTRIBUTES`: what is empty in the records
     lost: Callable[[], Lost] = field(default=Lost)
 
 

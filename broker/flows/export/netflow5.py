@@ -38,9 +38,6 @@ class NetFlow5:
     def __init__(self, context: ExportContext, engine: int) -> None:
         self._context = context
         self._engine = engine & 0xFFFF
-        one_in = context.sample.one_in if context.sample else 1
-        # Two bits of mode (1: every so many packets), 14 of interval: more than that it cannot say.
-        self._sampling = 0x4000 | min(one_in, 0x3FFF) if one_in > 1 else 0
 
     def encode(self, rows: Rows, most_bytes: int, now_ns: int) -> tuple[list[Message], Rows]:
         some = rows[rows["version"] == 4]
@@ -59,9 +56,13 @@ class NetFlow5:
         records["first"], records["last"] = (uptime(ways[name], boot_ms) for name in ("first_ns", "last_ns"))
         records["input"] = ways["interface"]
 
+        one_in = self._context.sample.one_in if self._context.sample else 1
+        # Two bits of mode (1: every so many packets), 14 of interval: more than that it cannot say.
+        sampling = 0x4000 | min(one_in, 0x3FFF) if one_in > 1 else 0
+
         def header(n: int) -> bytes:
             uptime_ms = now_s * 1000 - boot_ms & 0xFFFF_FFFF
-            return struct.pack(">HHIIIIHH", 5, n, uptime_ms, now_s & 0xFFFF_FFFF, 0, 0, self._engine, self._sampling)
+            return struct.pack(">HHIIIIHH", 5, n, uptime_ms, now_s & 0xFFFF_FFFF, 0, 0, self._engine, sampling)
 
         return cut(records, counts_of(ways), header, min(most_bytes, 24 + MOST_RECORDS * RECORD.itemsize)), rest
 

@@ -20,8 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from broker.core import log
+from broker.core.errors import TapmeshError
 from broker.core.flow_model import Export
 from broker.core.flow_ring import Rows
+from broker.core.values import Tls
 from broker.flows.export.ipfix import Ipfix
 from broker.flows.export.json_lines import JsonLines
 from broker.flows.export.messages import Encoder, ExportContext, Message, total
@@ -68,7 +70,7 @@ class Sink(Protocol):
 
 
 def make_sink(export: Export, row: np.void, context: ExportContext) -> Sink:
-    """`row`: EXPORT, of this export. OSError and ssl.SSLError: a file of its TLS is missing or wrong."""
+    """`row`: EXPORT, of this export. TapmeshError: a file of its TLS is missing or wrong."""
     domain = export.domain or binascii.crc32(context.node.encode()) or 1
     made: dict[str, Encoder] = {
         "ipfix": Ipfix(context, domain),
@@ -86,8 +88,12 @@ def _transport(export: Export) -> Transport:
         case "tcp":
             return Stream(export.address, export.port)
         case "tls":
-            assert export.tls is not None
-            return Stream(export.address, export.port, tls_context(export.tls), export.tls.server_name)
+            tls = export.tls or Tls()
+            try:
+                return Stream(export.address, export.port, tls_context(tls), tls.server_name)
+            except OSError as error:
+                files = ", ".join(f"{name} '{file}'" for name, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)) if file)
+                raise TapmeshError(f"flows.exports.{export.name}.tls: {files}: {error.strerror or error}") from None
         case "file":
             return File(export.file)
 

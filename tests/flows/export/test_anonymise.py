@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.core.errors import TapmeshError
 from broker.core.flow_layout import EXPORT
 from broker.core.flow_model import Export
-from broker.flows.export.anonymise import Anonymiser, read_key
+from broker.flows.export.anonymise import Anonymiser
 from broker.flows.export.sinks import make_sink
 from tests.flows.export.nfdump import needs_nfdump, nfcapd, nfdump
 from tests.flows.export.rows import context, some_rows
@@ -116,15 +115,3 @@ def test_ipv4_as_nfanon_does(tmp_path: Path) -> None:
     Anonymiser(KEY).replace(rows)
     ends = [[str(ipaddress.ip_address(address.tobytes()[12:])) for address in rows[name]] for name in ("source", "destination")]
     assert found == dict(zip(rows["packets"][:, 0].tolist(), zip(*ends, strict=True), strict=True))
-
-
-def test_a_key_is_bytes_or_digits(tmp_path: Path) -> None:
-    for name, data in (("bytes", KEY), ("digits", KEY.hex().encode() + b"\n")):
-        (tmp_path / name).write_bytes(data)
-        assert read_key(str(tmp_path / name)) == KEY
-    for name, data in (("short", KEY[:31]), ("words", b"x" * 64)):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(TapmeshError, match=f"anonymise_key_file: .*{name}: expected 32 bytes, or 64 hexadecimal digits"):
-            read_key(str(tmp_path / name))
-    with pytest.raises(TapmeshError, match="none: No such file"):
-        read_key(str(tmp_path / "none"))
