@@ -272,9 +272,7 @@ class QueueSink:
         self._transport.close()
         self._is_open = self._is_trying = False
         self._row["connected"] = 0
-        if self._transport.is_new:
-            self._at = 0
-            self._first.clear()
+        self._first.clear()
 
     def fds(self) -> list[tuple[int, int]]:
         return self._transport.interests(wants_room=bool(self._first or self._queue) or self._is_trying)

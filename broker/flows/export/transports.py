@@ -36,7 +36,7 @@ class GoneError(Exception):
 class Transport(Protocol):
     most_bytes: int  # of a message
     is_stream: bool  # a message may be taken in parts
-    is_new: bool  # after each opening the other end knows nothing, and nothing of what was begun
+    is_new: bool  # once it is open: the other end knows nothing of what was begun
 
     def open(self, now_ns: int) -> None:
         """Begin to open."""
@@ -194,16 +194,18 @@ class Stream:
 
 
 class File:
-    """Appends to a file, a FIFO or standard output ("-"). A file that was renamed or removed is made anew, so that it can be rotated."""
+    """Appends to a file, a FIFO or standard output ("-"). A file that was renamed or removed is made anew, so that it can be rotated; one
+    that had no room is the same as before, and a line that was begun goes on."""
 
     is_stream = True
-    is_new = False
     most_bytes = STREAM_MESSAGE_BYTES
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
         self._is_file = False
+        self._was: os.stat_result | None = None
+        self.is_new = True
 
     def open(self, now_ns: int) -> None:  # noqa: ARG002
         if self._path == "-":
@@ -211,8 +213,11 @@ class File:
         else:
             # Without O_NONBLOCK a FIFO that nobody reads would hold us here.
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
-        self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
-        if self._is_file and self._path != "-":
+        found = os.fstat(self._fd)
+        self._is_file = stat.S_ISREG(found.st_mode)
+        self.is_new = self._was is None or not os.path.samestat(self._was, found)
+        self._was = found
+        if self._is_file and self.is_new and self._path != "-":
             self._end_line()
 
     def _end_line(self) -> None:

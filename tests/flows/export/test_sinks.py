@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import ssl
@@ -343,6 +344,27 @@ def test_lines_are_written_and_the_file_may_be_rotated(tmp_path: Path) -> None:
     assert [json.loads(line)["flow"]["number"] for line in old] == ROWS["number"].tolist()
     assert [json.loads(line)["flow"]["number"] for line in path.read_text().splitlines()] == ROWS["number"][:10].tolist()
     assert export["records"] == len(ROWS) + 10
+
+
+def test_a_disk_that_is_full_is_tried_again_and_the_line_goes_on(tmp_path: Path) -> None:
+    """A limit on the size of files behaves as a full disk does: a part is written, then nothing."""
+    path = tmp_path / "flows.json"
+    export = Exporting(kind="json", transport="file", file=str(path))
+    export.tick()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_001, limits[1]))
+    try:
+        export.take(ROWS)
+        assert export["errors"] == 1
+        assert export["waiting_records"] > 0
+        export.tick(1)
+        assert export["errors"] == 2
+        assert path.stat().st_size == 100_001
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    export.tick(1)
+    assert export["waiting_records"] == 0
+    assert [json.loads(line)["flow"]["number"] for line in path.read_text().splitlines()] == ROWS["number"].tolist()
 
 
 def test_a_reader_that_comes_late_and_is_slow_gets_whole_lines(tmp_path: Path) -> None:
