@@ -118,11 +118,12 @@ class Ipfix:
 
     def greeting(self, most_bytes: int, now_ns: int) -> list[Message]:  # noqa: ARG002 - likewise
         templates = [options.in_set(2, _template(V4)), options.in_set(2, _template(V6)), *options.templates()]
-        keys = {template: key_bits(template) for template in FIELDS}
-        return self._joined([(part, 0) for part in templates] + options.facts(self._context, keys, self._domain), most_bytes)
+        return self._joined([(part, 0) for part in templates], most_bytes)
 
     def report(self, row: np.void, most_bytes: int, now_ns: int) -> list[Message]:
-        return self._joined(options.statistics(self._context, row, self._domain, now_ns), most_bytes)
+        keys = {template: key_bits(template) for template in FIELDS}
+        facts = options.facts(self._context, keys, self._domain)
+        return self._joined(facts + options.statistics(self._context, row, self._domain, now_ns), most_bytes)
 
     def _joined(self, parts: list[Part], most_bytes: int) -> list[Message]:
         return joined(parts, lambda n_bytes, _: self._header(n_bytes), most_bytes)

@@ -66,7 +66,7 @@ def _record(template: int, *values: int | bytes) -> Part:
 
 
 def facts(context: ExportContext, keys: dict[int, int], domain: int) -> list[Part]:
-    """What does not change while the exporter runs. `keys`: bits of the fields that tell flows apart, by template."""
+    """What only a reload changes. `keys`: bits of the fields that tell flows apart, by template."""
     made = [_record(261, template, bits) for template, bits in keys.items()]
     made += [_record(262, slot + 1, name.encode()[:254]) for slot, name in context.inputs.items()]
     if context.sample and context.sample.one_in > 1:

@@ -53,10 +53,10 @@ class Encoder(Protocol):
         """Messages of at most `most_bytes`, and the FLOW rows that the format has no words for."""
 
     def greeting(self, most_bytes: int, now_ns: int) -> list[Message]:
-        """What a collector must know before records; over UDP from time to time again."""
+        """What a collector must know to read anything else; over UDP from time to time again."""
 
     def report(self, row: np.void, most_bytes: int, now_ns: int) -> list[Message]:
-        """What has been sent and what not, by the EXPORT row."""
+        """From time to time: what is what, and what has been sent and what not, by the EXPORT row."""
 
     def stamp(self, data: memoryview, sequence: int, now_ns: int) -> None:
         """Number a message that leaves now."""

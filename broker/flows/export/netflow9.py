@@ -95,16 +95,16 @@ class NetFlow9:
         return made, rows[(rows["version"] != 4) & (rows["version"] != 6)]
 
     def greeting(self, most_bytes: int, now_ns: int) -> list[Message]:
-        parts = [(template, 2 if n == 0 else 1) for n, template in enumerate(_templates())]
+        return self._joined([(template, 2 if n == 0 else 1) for n, template in enumerate(_templates())], most_bytes, now_ns)
+
+    def report(self, row: np.void, most_bytes: int, now_ns: int) -> list[Message]:
+        parts = []
         for slot, name in self._context.inputs.items():
             parts.append((_flowset(_INTERFACES, struct.pack(f">I{NAME_BYTES}s", slot + 1, name.encode())), 1))
         if self._context.sample and self._context.sample.one_in > 1:
             parts.append((_flowset(_SAMPLING, struct.pack(">IIB", 0, self._context.sample.one_in, 2)), 1))
-        return self._joined(parts, most_bytes, now_ns)
-
-    def report(self, row: np.void, most_bytes: int, now_ns: int) -> list[Message]:
         sent = struct.pack(">IQQQ", 0, int(row["bytes"]), int(row["messages"]), int(row["records"]))
-        return self._joined([(_flowset(_STATISTICS, sent), 1)], most_bytes, now_ns)
+        return self._joined([*parts, (_flowset(_STATISTICS, sent), 1)], most_bytes, now_ns)
 
     def _joined(self, parts: list[Part], most_bytes: int, now_ns: int) -> list[Message]:
         now_s = now_ns // 1_000_000_000

@@ -163,8 +163,8 @@ class QueueSink:
         try:
             if not self._is_open:
                 self._advance(now_ns)
-            if self._is_open and not self._at:
-                self._transport.look()
+            if self._is_open:
+                self._transport.look(begun=self._at > 0)
         except RotatedError:
             self._close()
             self._retry_ns = now_ns
@@ -195,7 +195,7 @@ class QueueSink:
             self._refresh_ns = now_ns
 
     def _refresh(self, now_ns: int) -> None:
-        """Say again, over UDP, what must be known; and everywhere how much was sent and lost."""
+        """Say again, over UDP, what must be known; and everywhere what is what, how much was sent and how much lost."""
         self._refresh_ns = now_ns + self._export.template_refresh_s * _NS
         if not self._transport.is_stream and not self._first:
             self._first.extend(self._encoder.greeting(self._transport.most_bytes, now_ns))
@@ -210,7 +210,7 @@ class QueueSink:
         try:
             while queue := self._first or self._queue:
                 message = queue[0]
-                if not self._at and message.step:
+                if not self._at:
                     self._encoder.stamp(message.data, sequence, now_ns)
                 n = self._send(message, gone)
                 if n is None:

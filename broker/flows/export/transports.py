@@ -47,8 +47,8 @@ class Transport(Protocol):
     def send(self, data: memoryview) -> int:
         """How many bytes it took; 0: none now."""
 
-    def look(self) -> None:
-        """See whether the other end is still there."""
+    def look(self, *, begun: bool) -> None:
+        """See whether the other end is still there. `begun`: a message has gone in part."""
 
     def interests(self, *, wants_room: bool) -> list[tuple[int, int]]:
         """(file descriptor, events of poll(2)) that move it on."""
@@ -75,7 +75,7 @@ class Udp:
     def open(self, now_ns: int) -> None:  # noqa: ARG002
         self._socket = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect(self._to)
-        self.look()
+        self.look(begun=False)
 
     def advance(self, now_ns: int) -> bool:  # noqa: ARG002
         return self._socket is not None
@@ -87,7 +87,7 @@ class Udp:
         except BlockingIOError:
             return 0
 
-    def look(self) -> None:
+    def look(self, *, begun: bool) -> None:  # noqa: ARG002
         """Follow the path MTU, as far as the kernel has learnt it."""
         if self._socket is not None:
             level, option = (socket.IPPROTO_IP, 14) if self._family == socket.AF_INET else (socket.IPPROTO_IPV6, 24)  # IP_MTU, IPV6_MTU
@@ -160,7 +160,7 @@ class Stream:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
 
-    def look(self) -> None:
+    def look(self, *, begun: bool) -> None:  # noqa: ARG002
         if self._step != "open" or self._socket is None:
             return
         try:
@@ -238,8 +238,8 @@ class File:
         except BlockingIOError:
             return 0
 
-    def look(self) -> None:
-        if self._is_file and self._path != "-":
+    def look(self, *, begun: bool) -> None:
+        if self._is_file and not begun and self._path != "-":
             try:
                 is_ours = os.path.samestat(os.stat(self._path), os.fstat(self._fd))
             except FileNotFoundError:

@@ -124,19 +124,24 @@ def test_a_collector_learns_what_was_missed(tmp_path: Path) -> None:
     assert dissect.time_ns(times[0].partition(": ")[2]) == RUN_NS // 1_000_000 * 1_000_000
 
 
-def test_inputs_have_names_and_sampling_its_rate(tmp_path: Path) -> None:
-    for by, words in (("packet", ("Sampling Packet Interval: 1", "Sampling Packet Space: 9", "Sampling interval: 10")),
-                      ("flow", ("Sampling_Flow_Interval: 1", "Sampling_Flow_Spacing: 9"))):  # fmt: skip
-        encoder = Ipfix(context(sample=Sample(10, by)), DOMAIN)  # type: ignore[arg-type]
-        path = dissect.write_pcap(tmp_path / "x.pcap", dissect.stamped(encoder, encoder.greeting(1400, NOW_NS)))
-        said = dissect.lines(path)
-        for line in ("InputInt: 1", "IfName: span0", "InputInt: 2", "IfName: remote", *words):
-            assert line in said, (line, by)
+@pytest.mark.parametrize(
+    ("by", "words"),
+    [
+        ("packet", ("Sampling Packet Interval: 1", "Sampling Packet Space: 9", "Sampling interval: 10")),
+        ("flow", ("Sampling_Flow_Interval: 1", "Sampling_Flow_Spacing: 9")),
+    ],
+)
+def test_inputs_have_names_and_sampling_its_rate(tmp_path: Path, by: Any, words: tuple[str, ...]) -> None:
+    encoder = Ipfix(context(sample=Sample(10, by)), DOMAIN)
+    messages = [*encoder.greeting(1400, NOW_NS), *encoder.report(export_row(), 1400, NOW_NS)]
+    said = dissect.lines(dissect.write_pcap(tmp_path / "x.pcap", dissect.stamped(encoder, messages)))
+    for line in ("InputInt: 1", "IfName: span0", "InputInt: 2", "IfName: remote", *words):
+        assert line in said
 
 
 def test_the_options_fit_the_path(tmp_path: Path) -> None:
     encoder = Ipfix(context(inputs={slot: f"input{slot}" * 3 for slot in range(60)}), DOMAIN)
-    messages = encoder.greeting(512, NOW_NS)
+    messages = [*encoder.greeting(512, NOW_NS), *encoder.report(export_row(), 512, NOW_NS)]
     assert len(messages) > 2
     assert max(len(message.data) for message in messages) <= 512
     dissect.assert_clean(dissect.lines(dissect.write_pcap(tmp_path / "x.pcap", dissect.stamped(encoder, messages))))

@@ -24,8 +24,8 @@ from broker.core.flow_model import Export
 from broker.core.values import Tls
 from broker.flows.export.messages import total
 from broker.flows.export.sinks import Sink, make_sink
+from tests.certificates import make_certificate, serving
 from tests.flows.export.rows import context, some_rows
-from tests.stages.send.test_streams import make_certificate, serving
 from tests.waiting import DEADLINE_S, until
 
 SECOND = 1_000_000_000
