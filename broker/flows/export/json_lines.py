@@ -155,15 +155,10 @@ def _named(named: int, name: bytes, dns_type: int, dns_code: int, flags: int) ->
 
 
 def _addresses(rows: Rows, column: str) -> list[str]:
-    """As text; each address is written once."""
-    is_four = (rows["version"] == 4).tolist()
-    data = rows[column].tobytes()
-    known: dict[tuple[bytes, bool], str] = {}
-    made = []
-    for n, four in enumerate(is_four):
-        address = data[16 * n : 16 * n + 16]
-        text = known.get((address, four))
-        if text is None:
-            text = known[address, four] = inet_ntop(AF_INET, address[12:]) if four else inet_ntop(AF_INET6, address)
-        made.append(text)
-    return made
+    """As text."""
+    is_four = rows["version"] == 4
+    four, six = rows[column][is_four, 12:].tobytes(), rows[column][~is_four].tobytes()
+    made = np.empty(len(rows), object)
+    made[is_four] = [inet_ntop(AF_INET, four[at : at + 4]) for at in range(0, len(four), 4)]
+    made[~is_four] = [inet_ntop(AF_INET6, six[at : at + 16]) for at in range(0, len(six), 16)]
+    return list(made)
