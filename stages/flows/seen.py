@@ -20,7 +20,7 @@ from broker.core.flow_layout import WHAT_DESTINATION_PORT, WHAT_INPUT, WHAT_IP6,
 from stages.flows.index import DESTINATION_HIGH, DESTINATION_LOW, LINK, SOURCE_HIGH, SOURCE_LOW, WHAT
 from stages.jit import kernel
 from stages.memory import load8, load16, load32, load64, load_be16, store8, store16, store32, store64
-from stages.wire.chain import is_extension
+from stages.wire.chain import chain_of, is_extension
 from stages.wire.headers import (
     ETH_IP,
     ETH_IP6,
@@ -32,12 +32,13 @@ from stages.wire.headers import (
     IP6_LENGTH,
     IP_BYTES,
     IP_LENGTH,
+    NO_NEXT,
     SCTP,
     TAG_BYTES,
     TCP,
     UDP,
 )
-from stages.wire.key import FRAGMENT6_AT, FRAGMENT_ATOMIC, FRAGMENT_FIRST, FRAGMENT_NONE, ICMP6_AT, ICMP_AT, IP6_AT, KEY, KIND_IP, KIND_IP6
+from stages.wire.key import FRAGMENT_ATOMIC, FRAGMENT_FIRST, FRAGMENT_NONE, ICMP6_AT, ICMP_AT, KEY, KIND_IP, KIND_IP6
 from stages.wire.parse import parse_bare_packet, parse_packet
 from stages.wire.place import NO_LINK, link_at, payload_at, type_at
 from stages.wire.transport import HIDDEN_BIT, NOT_THERE, offset_in, protocol_in, transport_of
@@ -107,12 +108,14 @@ def _counterpart(type_: int, is_ip6: int) -> int:
 @kernel
 def _icmp_ports(row: int, frame: int, l4: int, is_ip6: int) -> int:
     """As one number, source | destination << 16."""
-    type_ = load16(row + _DETAIL) - (ICMP6_AT if is_ip6 else ICMP_AT)
-    if not 0 <= type_ <= 255:
+    type_, caplen = load16(row + _DETAIL) - (ICMP6_AT if is_ip6 else ICMP_AT), load32(row + _CAPLEN)
+    if 0 < l4 < caplen:
+        type_ = load8(frame + l4)
+    elif not 0 <= type_ <= 255:
         return 0
     other = _counterpart(type_, is_ip6)
     if other < 0:
-        other = load8(frame + l4 + 1) if l4 > 0 and load32(row + _CAPLEN) >= l4 + _ICMP_BYTES else 0
+        other = load8(frame + l4 + 1) if l4 > 0 and caplen >= l4 + _ICMP_BYTES else 0
     return type_ | other << 16
 
 
@@ -122,9 +125,7 @@ def _behind_chain(row: int, frame: int, caplen: int, l3: int) -> int:
     found = transport_of(frame, caplen, l3, 1)
     ports = load16(row + _SOURCE_PORT) | load16(row + _DESTINATION_PORT) << 16
     if found < 0:  # cut, too long, or none
-        key = load16(row + _PROTOCOL)
-        protocol = key - FRAGMENT6_AT if key >= FRAGMENT6_AT else key - IP6_AT
-        return (59 if found == NOT_THERE else protocol & 255) | ports << 8
+        return (NO_NEXT if found == NOT_THERE else chain_of(frame, caplen, l3) & 255) | ports << 8
     protocol, l4 = protocol_in(found), offset_in(found)
     if found & HIDDEN_BIT:
         return protocol | ports << 8
@@ -185,7 +186,8 @@ def see_ip(seen: int, row: int, l3: int, wirelen: int, input_: int, link: int, t
 
 @kernel
 def _inside(row: int, seen: int, l3: int, wirelen: int, input_: int, link: int) -> int:
-    """Of the innermost IP packet; SEEN_NOT_IP, SEEN_CUT: there is none that can be read. KEY is overwritten."""
+    """Of the innermost IP packet; SEEN_NOT_IP, SEEN_CUT: there is none that can be read. KEY is overwritten. `wirelen`: to the end of the
+    packet that `row` is about, if it is IP."""
     frame, caplen, answer = load64(row + _ROW_AT), load32(row + _CAPLEN), SEEN_NOT_IP
     ethertype = ETH_IP if load8(row + _KIND) == KIND_IP else ETH_IP6
     if load8(row + _KIND) not in (KIND_IP, KIND_IP6):
@@ -219,7 +221,8 @@ def _inside(row: int, seen: int, l3: int, wirelen: int, input_: int, link: int) 
         frame, caplen, wirelen, l3 = frame + at, caplen - at, max(0, wirelen - at), inside
         if load8(row + _KIND) in (KIND_IP, KIND_IP6) and load8(row + _ODD) == 0:
             now = see_ip(seen, row, l3, wirelen, input_, link, kind)
-            answer = now if now == SEEN_FLOW else answer
+            if now == SEEN_FLOW:
+                answer, wirelen = now, load32(seen + PAYLOAD_END)
     return answer
 
 
@@ -235,6 +238,7 @@ def see_packet(seen: int, row: int, packet: int, inner: int) -> int:
     if kind in (KIND_IP, KIND_IP6):
         answer = SEEN_CUT if load8(row + _ODD) else see_ip(seen, row, l3, wirelen, input_, link, 0)
     if inner:
+        wirelen = load32(seen + PAYLOAD_END) if answer == SEEN_FLOW else wirelen
         within = _inside(row, seen, l3, wirelen, input_, link)
         answer = SEEN_FLOW if within == SEEN_FLOW else answer
     return answer
