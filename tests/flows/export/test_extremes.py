@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import time
@@ -21,6 +20,7 @@ from broker.flows.export.netflow5 import NetFlow5
 from broker.flows.export.netflow9 import NetFlow9
 from broker.flows.export.sinks import make_sink
 from tests.flows.export import dissect
+from tests.flows.export.read_ipfix import received
 from tests.flows.export.rows import NOW_NS, context, some_rows
 from tests.flows.feeder import random_rows
 from tests.netns import Namespace, needs_root
@@ -56,14 +56,6 @@ def test_whatever_is_in_a_row_is_no_malformed_message(tmp_path: Path) -> None:
         rows["protocol"], rows["end"] = 17, 1  # of others tshark says that it does not know them
         messages = [*encoder.greeting(1400, NOW_NS), *encoder.encode(rows, 1400, NOW_NS)[0]]
         dissect.assert_clean(dissect.lines(dissect.write_pcap(tmp_path / f"{kind}.pcap", dissect.stamped(encoder, messages))))
-
-
-def received(receiver: socket.socket) -> list[bytes]:
-    made = []
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            made.append(receiver.recv(65_536, socket.MSG_DONTWAIT))
-    return made
 
 
 def exported(address: str, family: socket.AddressFamily, mtu_bytes: int) -> tuple[list[bytes], Any]:

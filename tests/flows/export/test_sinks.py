@@ -25,6 +25,7 @@ from broker.core.values import Tls
 from broker.flows.export.messages import total
 from broker.flows.export.sinks import Sink, make_sink
 from tests.certificates import make_certificate, serving
+from tests.flows.export.read_ipfix import messages_of, n_flows, received
 from tests.flows.export.rows import context, some_rows
 from tests.waiting import DEADLINE_S, until
 
@@ -111,38 +112,6 @@ def collector() -> Iterator[Collector]:
     made = Collector()
     yield made
     made.close()
-
-
-def messages_of(data: bytes) -> list[bytes]:
-    """Whole messages; a half one at the end is left out."""
-    made, at = [], 0
-    while at + 4 <= len(data):
-        version, length = struct.unpack_from(">HH", data, at)
-        assert version == 10
-        if at + length > len(data):
-            break
-        made.append(bytes(data[at : at + length]))
-        at += length
-    return made
-
-
-def n_flows(messages: list[bytes]) -> int:
-    """Data records of flows; and sequence numbers without gaps, the first 0, templates before records."""
-    assert struct.unpack_from(">HH", messages[0], 16)[0] == 2
-    n = sequence = 0
-    for message in messages:
-        assert struct.unpack_from(">I", message, 8)[0] == sequence
-        at = 16
-        while at < len(message):
-            set_id, length = struct.unpack_from(">HH", message, at)
-            if set_id in (256, 257):
-                records = (length - 4) // (92 if set_id == 256 else 116)
-                n += records
-                sequence += records
-            elif set_id > 257:
-                sequence += 1
-            at += length
-    return n
 
 
 @pytest.fixture(scope="module")
@@ -254,15 +223,6 @@ def test_nobody_there_is_tried_again_later_and_later() -> None:
         export.tick(min(0.25 * 2 ** (n - 1), 30) * 0.99)
         assert export["errors"] == n
         export.tick(0.31)
-
-
-def received(receiver: socket.socket) -> list[bytes]:
-    receiver.setblocking(False)
-    made = []
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            made.append(receiver.recv(65_536))
-    return made
 
 
 @pytest.fixture
