@@ -49,6 +49,8 @@ EVENTS = {
 _REFUSED = errno.ECONNREFUSED
 _BUSY = (errno.ENOBUFS, errno.ENOMEM)
 _NS = 1_000_000_000
+STEADY_NS = 10 * _NS
+"""A way that was open for less is tried again later and later, as one that cannot be opened."""
 
 
 class Sink(Protocol):
@@ -184,7 +186,7 @@ class QueueSink:
             self._transport.open(now_ns)
         if not self._transport.advance(now_ns):
             return
-        self._is_trying, self._is_open, self._backoff_ns = False, True, BACKOFF_LEAST_NS
+        self._is_trying, self._is_open = False, True
         self._row["connected"], self._row["since_ns"] = 1, now_ns
         self._log.info("export_connected")
         if self._transport.is_new:
@@ -229,7 +231,7 @@ class QueueSink:
         self._count(gone)
 
     def _send(self, message: Message, gone: Gone) -> int | None:
-        """How many bytes were taken, all of it if it was lost; None: it has to wait."""
+        """How many bytes were taken; None: it has to wait."""
         data = message.data
         try:
             return self._transport.send(data[self._at :] if self._at else data) or None
@@ -262,6 +264,8 @@ class QueueSink:
             self._is_full = self._is_full and bool(self._queue)
 
     def _lost(self, error: Exception, now_ns: int) -> None:
+        if self._is_open and now_ns - int(self._row["since_ns"]) >= STEADY_NS:
+            self._backoff_ns = BACKOFF_LEAST_NS
         self._close()
         self._row["errors"] += 1
         self._log.warning("export_lost", reason=str(error), again_in_s=self._backoff_ns / _NS)

@@ -233,6 +233,25 @@ def receiver() -> Iterator[socket.socket]:
         yield made
 
 
+def test_a_collector_that_hangs_up_at_once_is_tried_again_later_and_later(collector: Collector) -> None:
+    export = Exporting(transport="tcp", port=collector.port)
+    for n, wait_s in enumerate((0.25, 0.5, 1, 2), 1):
+        export.until(lambda n=n: export["connected"] or export["errors"] == n, "an end")  # type: ignore[misc]
+        collector.listener.accept()[0].close()
+        export.until(lambda n=n: export["errors"] == n, "the loss")  # type: ignore[misc]
+        export.tick(wait_s * 0.9)
+        assert (export["errors"], export.sink.fds()) == (n, [])
+        export.tick(wait_s * 0.2)
+        assert export.sink.fds() != []
+    export.until(lambda: export["connected"], "the connection")
+    opened = collector.listener.accept()[0]
+    export.tick(10)
+    opened.close()
+    export.until(lambda: export["errors"] == 5, "the loss")
+    export.tick(0.3)
+    assert export.sink.fds() != []
+
+
 def test_templates_and_statistics_are_told_again(receiver: socket.socket) -> None:
     export = Exporting(port=receiver.getsockname()[1], template_refresh_s=10)
     export.tick()
