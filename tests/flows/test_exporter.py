@@ -87,7 +87,7 @@ def test_records_of_all_lanes_go_to_every_sink_and_the_spool_and_are_released(na
         assert sink.numbers == [*range(3000), *range(3000), *range(3000, 6000), *range(3000, 6000)]
         assert sink.closed == 1
         assert (sink.context.node, sink.context.inputs) == ("esx07", {0: "span0", 3: "span1"})
-        assert sink.context.run == pipeline.header[0]["created_ns"]
+        assert sink.context.run_ns == pipeline.header[0]["created_ns"]
     assert exports_row(pipeline, "collector")["records"] == 12_000
     found = spooled(tmp_path / "store")
     assert (found[:3000] == rows[0]).all()
