@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from broker.core import log
-from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.core.shm import Pipeline
 from broker.flows import segments, spool
@@ -44,7 +43,13 @@ def make_backend(store: Store, node: str) -> StoreBackend:
         from broker.flows.store.parquet import ParquetStore
 
         return ParquetStore(store, node)
-    raise TapmeshError(f"stores of kind {store.kind} are not there yet")
+    if store.kind == "clickhouse":
+        from broker.flows.store.clickhouse import ClickHouseStore
+
+        return ClickHouseStore(store)
+    from broker.flows.store.kafka import KafkaStore
+
+    return KafkaStore(store)
 
 
 class Consumer:
