@@ -10,20 +10,21 @@ the numbers of most readers of JSON hold.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.flows.segments import Header, Rows, Segment
 from broker.flows.store.base import StoreError
-from broker.flows.table import Table, Words, to_table
+from broker.flows.table import Numbers, Words, to_table
 
 TIMEOUT_S = 5.0
 """How long a segment is waited for at a time."""
@@ -128,38 +129,37 @@ def messages(header: Header, rows: Rows) -> Iterator[Message]:
     table = to_table(header, rows)
     if header.kind == "flows":
         for end in ("source", "destination"):
-            halves = (table.pop(f"{end}_high"), table.pop(f"{end}_low"))
-            table[end] = _addresses(table, *halves)
+            del table[f"{end}_high"], table[f"{end}_low"]
+            table[end] = _addresses(rows["version"], rows[end])
         keys = ("node", "run", "lane", "number")
     else:
         keys = ("node", "kind", "name", "at_ns")
-    names, encode = list(table), json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    for values in zip(*(_plain(column) for column in table.values()), strict=True):
-        fields = dict(zip(names, values, strict=True))
-        yield "/".join(str(fields[key]) for key in keys).encode(), encode(fields).encode()
+    # Each text is quoted once, and a row is put together in one go: a third of the time of an encoder.
+    value = "{" + ",".join(f'"{name}":%s' for name in table) + "}"
+    quoted = [_column(column, json.dumps) for column in table.values()]
+    bare = [_column(table[key], str) for key in keys]
+    for key, fields in zip(zip(*bare, strict=True), zip(*quoted, strict=True), strict=True):
+        yield "/".join(map(str, key)).encode(), (value % fields).encode()
 
 
-def _plain(column: Any) -> list[Any]:
+def _column(column: Numbers | Words, write: Callable[[str], str]) -> list[Any]:
     if isinstance(column, Words):
-        return [column.words[code] for code in column.codes.tolist()]
+        words = [write(word) for word in column.words]
+        return [words[code] for code in column.codes.tolist()]
     plain: list[Any] = column.tolist()
     return plain
 
 
-def _addresses(table: Table, high: Any, low: Any) -> Words:
-    """Each address is written out once."""
-    known: dict[tuple[int, int, int], int] = {}
-    version = table["version"]
-    assert not isinstance(version, Words)
-    ends = zip(version.tolist(), high.tolist(), low.tolist(), strict=True)
-    codes = np.fromiter((known.setdefault(end, len(known)) for end in ends), np.int32, len(version))
-    return Words(codes, [_text(*end) for end in known])
+def _addresses(versions: Numbers, ends: NDArray[np.uint8]) -> Words:
+    """Each is written out once."""
+    known: dict[bytes, int] = {}
+    packed = np.concatenate([versions.reshape(-1, 1), ends], axis=1).tobytes()
+    codes = np.fromiter((known.setdefault(packed[at : at + 17], len(known)) for at in range(0, len(packed), 17)), np.int32, len(ends))
+    return Words(codes, [_text(end) for end in known])
 
 
-def _text(version: int, high: int, low: int) -> str:
-    if version == 4:
-        return str(ipaddress.IPv4Address(low & 0xFFFF_FFFF))
-    return str(ipaddress.IPv6Address(high << 64 | low))
+def _text(end: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET, end[13:]) if end[0] == 4 else socket.inet_ntop(socket.AF_INET6, end[1:])
 
 
 def _tls(store: Store) -> dict[str, Any]:

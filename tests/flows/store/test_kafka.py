@@ -24,12 +24,10 @@ from broker.flows.store import kafka as module
 from broker.flows.store.base import StoreError
 from broker.flows.store.kafka import KafkaStore
 from broker.flows.store.loop import Consumer
-from tests.flows.clickhouse_server import free_port
 from tests.flows.feeder import NOON_NS, random_rows
-from tests.flows.kafka_cluster import Cluster, cluster
+from tests.flows.store.clickhouse_server import free_port
+from tests.flows.store.kafka_cluster import Cluster
 from tests.waiting import until
-
-__all__ = ("cluster",)
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
@@ -49,8 +47,9 @@ def store(server: str, **keys: Any) -> Iterator[KafkaStore]:
 
 def read(server: str, topic: str, n: int) -> list[tuple[str, dict[str, Any]]]:
     """All messages of the topic, once there are `n` and no more come."""
+    quick = {"fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 5, "fetch.error.backoff.ms": 5}
     consumer = confluent_kafka.Consumer(
-        {"bootstrap.servers": server, "group.id": "t", "auto.offset.reset": "earliest", "enable.partition.eof": True, "log_level": 0}
+        {"bootstrap.servers": server, "group.id": "t", "enable.partition.eof": True, "log_level": 0, **quick}
     )
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
     consumer.assign([confluent_kafka.TopicPartition(topic, p, confluent_kafka.OFFSET_BEGINNING) for p in partitions])
@@ -58,14 +57,12 @@ def read(server: str, topic: str, n: int) -> list[tuple[str, dict[str, Any]]]:
     ended: set[int] = set()
 
     def all_read() -> bool:
-        message = consumer.poll(0.5)
-        if message is None:
-            return False
-        if message.error() is None:
-            found.append((message.key().decode(), json.loads(message.value())))
-        else:
-            assert message.error().code() == confluent_kafka.KafkaError._PARTITION_EOF, message.error()
-            ended.add(message.partition())
+        for message in consumer.consume(1000, 0.05):
+            if message.error() is None:
+                found.append((message.key().decode(), json.loads(message.value())))
+            else:
+                assert message.error().code() == confluent_kafka.KafkaError._PARTITION_EOF, message.error()
+                ended.add(message.partition())
         return len(found) >= n and ended == set(partitions)
 
     until(all_read, f"{n} messages")
@@ -88,7 +85,7 @@ def test_every_field_of_every_record_is_what_it_was(cluster: Cluster) -> None:
         assert set(got) == names | {"source", "destination"}
         for end in ("source", "destination"):
             packed = row[end].tobytes()
-            assert got.pop(end) == str(ipaddress.ip_address(packed[12:] if row["version"] == 4 else packed))
+            assert ipaddress.ip_address(got.pop(end)).packed == (packed[12:] if row["version"] == 4 else packed)
         for name in ("packets", "bytes", "min_bytes", "max_bytes", "tcp_flags", "tos", "retransmitted"):
             assert [got.pop(name), got.pop(f"{name}_back")] == row[name].tolist()
         assert [got.pop("rtt_source_us"), got.pop("rtt_destination_us")] == row["rtt_us"].tolist()

@@ -26,11 +26,9 @@ from broker.flows.store.clickhouse import ClickHouseStore
 from broker.flows.store.loop import Consumer
 from broker.flows.store.rowbinary import encode
 from broker.flows.table import to_table
-from tests.flows.clickhouse_server import Server, clickhouse, free_port
 from tests.flows.feeder import HOUR_NS, NOON_NS, random_rows
+from tests.flows.store.clickhouse_server import Server, free_port
 from tests.waiting import until
-
-__all__ = ("clickhouse",)
 
 HEADER = Header("flows", "it's\\7", 17, {0: "span0", 3: "sp\u00e4n"})
 
@@ -224,37 +222,6 @@ def test_a_store_that_is_down_for_a_while_loses_nothing(clickhouse: Server, tmp_
     assert numbers(clickhouse) == list(range(400))
     assert segments.closed(tmp_path / "spool") == []
     assert row["connected"] == 1
-    assert consumer.close() == 0
-
-
-def test_a_damaged_segment_does_not_block_the_next(tmp_path: Path) -> None:
-    row = np.zeros(1, EXPORT)[0]
-
-    class Fake:
-        held_bytes, expired_records = 0, 0
-
-        def __init__(self) -> None:
-            self.names: list[str] = []
-
-        def put(self, one: Segment, header: Header, rows: Any) -> int:
-            self.names.append(one.path.name)
-            return 1
-
-        def tend(self) -> None: ...
-        def close(self) -> None: ...
-
-    for run in (1, 2):
-        spool = Spool(tmp_path, Header("flows", "n", run, {}), row, flush_s=0, max_bytes=1 << 30)
-        spool.append("flows", random_rows(10))
-        spool.close()
-    bad, good = segments.closed(tmp_path)
-    bad.path.write_bytes(b"x")
-    fake = Fake()
-    consumer = Consumer(tmp_path, fake, row)
-    consumer.drain()
-    assert fake.names == [good.path.name]
-    assert (row["errors"], row["records"]) == (1, 10)
-    assert (tmp_path / "damaged" / f"{bad.path.name}.reason").read_text() == "does not begin as a segment does\n"
     assert consumer.close() == 0
 
 
