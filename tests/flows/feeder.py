@@ -9,7 +9,7 @@ import numpy as np
 from broker.core import flow_layout as layout
 from broker.core.flow_layout import FLOW, FlowSizes
 from broker.core.flow_model import Export, Flows, Store
-from broker.core.flow_ring import FlowMemory, create_exports, create_flows, open_exports
+from broker.core.flow_ring import FlowMemory, create_exports, create_flows, name_exports, open_exports
 from broker.core.generations import write_generation
 from broker.core.layout import Geometry
 from broker.core.model import Config, Input, Tool
@@ -41,7 +41,8 @@ def make_pipeline(name: str, configuration: Config, *, lanes: int = 1, n_records
     for lane in range(lanes):
         create_flows(pipeline.directory, lane, FlowSizes(64, 16, n_records, GEOMETRY.max_packets))
     assert configuration.flows is not None
-    create_exports(pipeline.directory, [*(e.name for e in configuration.flows.exports), "store"])
+    create_exports(pipeline.directory)
+    name_exports(pipeline.directory, [*(e.name for e in configuration.flows.exports), "store"])
     put_in_force(pipeline, configuration)
     return pipeline
 
