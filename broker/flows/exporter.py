@@ -221,6 +221,8 @@ class Exporter:
             self._change_spool(self._flows.store)
 
     def _change_spool(self, store: Store | None) -> None:
+        self._store_row = self._exports.of(STORE_ROW)  # there has been none, perhaps
+        self._stored_before, self._dropped_before = self._stored()
         try:
             spool = self._open_spool(store)
         except (TapmeshError, OSError) as error:

@@ -199,6 +199,6 @@ def _password(store: Store) -> dict[str, str]:
     if not store.password_file:
         return {}
     try:
-        return {"X-ClickHouse-Key": Path(store.password_file).read_text().strip("\r\n")}
+        return {"X-ClickHouse-Key": Path(store.password_file).read_text().partition("\n")[0].rstrip("\r")}
     except (OSError, UnicodeDecodeError) as error:
         raise TapmeshError(f"flows.store.password_file: {store.password_file}: {error}") from None

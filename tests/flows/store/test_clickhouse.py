@@ -182,7 +182,7 @@ def _the_user_and_the_password_are_used(server: Server) -> None:
     file.write_text("wrong\n")
     with pytest.raises(StoreError, match="password"):
         store(server, user="tapmesh", password_file=str(file)).put(segment(9), HEADER, random_rows(1, first=6000))
-    file.write_text("it's secret\n")
+    file.write_text("it's secret\nthe first line counts\n")
     store(server, user="tapmesh", password_file=str(file)).put(segment(9), HEADER, random_rows(1, first=6000))
     assert numbers(server) == list(range(6001))
 
