@@ -186,6 +186,16 @@ def test_what_comes_late_for_a_merged_hour_is_merged_with_it(tmp_path: Path) -> 
     assert everything(tmp_path) == [merged]
 
 
+def test_a_merged_file_whose_list_was_removed_is_read_all_the_same(tmp_path: Path) -> None:
+    store = put_three(tmp_path)
+    store.tend()
+    age(tmp_path, hours.GRACE_S + 1)
+    store.tend()
+    for path in tmp_path.rglob("*.replaces"):
+        path.unlink()
+    assert numbers(tmp_path) == list(range(150))
+
+
 def test_hours_go_when_they_are_too_old(tmp_path: Path) -> None:
     store = ParquetStore(Store(directory=str(tmp_path), keep_days=2), "esx07", tend_s=0)
     now_ns = time.time_ns()
