@@ -15,9 +15,15 @@ import pytest
 
 from tests.waiting import until
 
+NAME = "clickhouse.example"
+"""In the certificate."""
+
 _CONFIG = """<yandex>
 <logger><level>warning</level><console>1</console></logger>
-<http_port>{http}</http_port><tcp_port>{tcp}</tcp_port><listen_host>127.0.0.1</listen_host>
+<http_port>{http}</http_port><https_port>{https}</https_port>
+<openSSL><server><certificateFile>{place}/cert.pem</certificateFile><privateKeyFile>{place}/key.pem</privateKeyFile>
+<verificationMode>none</verificationMode><loadDefaultCAFile>false</loadDefaultCAFile></server></openSSL>
+<tcp_port>{tcp}</tcp_port><listen_host>127.0.0.1</listen_host>
 <path>{place}/data/</path><tmp_path>{place}/tmp/</tmp_path>
 <users_config>{place}/users.xml</users_config><default_profile>default</default_profile><default_database>default</default_database>
 <mark_cache_size>5000000</mark_cache_size>
@@ -42,11 +48,14 @@ class Server:
     def __init__(self, place: Path) -> None:
         if shutil.which("clickhouse-server") is None:
             pytest.skip("clickhouse-server is not installed")
-        self.place, self.port, self._tcp = place, free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.place, self.port, self._tcp, https = place, free_port(), free_port(), free_port()
+        self.url, self.tls_url, self.certificate = f"http://127.0.0.1:{self.port}", f"https://127.0.0.1:{https}", place / "cert.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tapmesh test"]
+        command += ["-addext", f"subjectAltName=DNS:{NAME}", "-keyout", str(place / "key.pem"), "-out", str(self.certificate)]
+        subprocess.run(command, check=True, capture_output=True)
         self.process: subprocess.Popen[bytes] | None = None
         (place / "users.xml").write_text(_USERS)
-        (place / "config.xml").write_text(_CONFIG.format(http=self.port, tcp=self._tcp, place=place))
+        (place / "config.xml").write_text(_CONFIG.format(http=self.port, https=https, tcp=self._tcp, place=place))
 
     def start(self) -> None:
         with (self.place / "log").open("ab") as log:

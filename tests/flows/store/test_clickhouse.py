@@ -16,6 +16,7 @@ import pytest
 from broker.core.errors import TapmeshError
 from broker.core.flow_layout import EXPORT, NAMED_NAMES, TUNNEL_NAMES
 from broker.core.flow_model import Store
+from broker.core.values import Tls
 from broker.flows import columns, segments
 from broker.flows.meters import METER
 from broker.flows.segments import Header, Segment
@@ -27,7 +28,7 @@ from broker.flows.store.loop import Consumer
 from broker.flows.store.rowbinary import encode
 from broker.flows.table import to_table
 from tests.flows.feeder import HOUR_NS, NOON_NS, random_rows
-from tests.flows.store.clickhouse_server import Server, free_port
+from tests.flows.store.clickhouse_server import NAME, Server, free_port
 from tests.waiting import until
 
 HEADER = Header("flows", "it's\\7", 17, {0: "span0", 3: "sp\u00e4n"})
@@ -57,6 +58,7 @@ def test_what_is_stored_and_what_becomes_of_retries(clickhouse: Server) -> None:
     _a_segment_that_may_be_there_is_not_inserted_again(clickhouse)
     _a_broken_connection_leaves_each_row_there_once(clickhouse)
     _the_user_and_the_password_are_used(clickhouse)
+    _certificates_are_looked_at(clickhouse)
     _a_later_database_is_left_alone(clickhouse)
 
 
@@ -192,6 +194,24 @@ def _the_user_and_the_password_are_used(server: Server) -> None:
     file.write_text("it's secret\nthe first line counts\n")
     store(server, user="tapmesh", password_file=str(file)).put(segment(9), HEADER, random_rows(1, first=6000))
     assert numbers(server) == list(range(6001))
+
+
+def _certificates_are_looked_at(server: Server) -> None:
+    rows, ca = random_rows(1, first=6001), str(server.certificate)
+
+    def put(tls: Tls | None) -> None:
+        ClickHouseStore(Store("clickhouse", url=server.tls_url, tls=tls)).put(segment(10), HEADER, rows)
+
+    for tls, words in (
+        (None, "self.signed certificate"),
+        (Tls(ca=ca), "IP address mismatch"),
+        (Tls(ca=ca, server_name="b.example"), "mismatch"),
+    ):
+        with pytest.raises(StoreError, match=words):
+            put(tls)
+    for tls in (Tls(ca=ca, server_name=NAME), Tls(verify=False)):
+        put(tls)
+    assert numbers(server) == list(range(6002))
 
 
 def _a_later_database_is_left_alone(server: Server) -> None:
