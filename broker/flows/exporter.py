@@ -31,6 +31,7 @@ EVENTS = {
     "exporter_started": "records are taken from here on",
     "exporter_stopped": "all that was there is handed over",
     "records_missing": "numbers of a lane are not there: the flows stage had no room for those records and has counted them",
+    "spool_unchanged": "the store was changed to a directory that cannot be used; records go to the spool of the one before",
     "export_refused": "what an export was changed to does not work; it goes on as it was, or not at all if it is new",
 }
 
@@ -223,9 +224,19 @@ class Exporter:
             if old.get(name) != export or name not in self._sinks:
                 self._change_sink(export)
         if before.store != self._flows.store:
-            if self._spool is not None:
-                self._spool.close()
-            self._spool = self._open_spool(self._flows.store)
+            self._change_spool(self._flows.store)
+
+    def _change_spool(self, store: Store | None) -> None:
+        self._store_row = self._exports.of(STORE_ROW)  # there has been none, perhaps
+        self._stored_before, self._dropped_before = self._stored()
+        try:
+            spool = self._open_spool(store)
+        except (TapmeshError, OSError) as error:
+            self._log.error("spool_unchanged", reason=str(error))
+            return
+        if self._spool is not None:
+            self._spool.close()
+        self._spool = spool
 
     def _change_sink(self, export: Export) -> None:
         try:
