@@ -1,0 +1,104 @@
+"""The questions of ``tapmesh flows``, one row each."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from broker.cli.flows_options import Asked, Question, add_limit
+from broker.core.errors import TapmeshError
+
+if TYPE_CHECKING:
+    from broker.flows.answers.answer import Answer
+    from broker.flows.answers.store import Store
+
+# What an answer needs is imported when it is asked: the other commands of tapmesh run where DuckDB is not installed.
+
+
+def _list(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.listing import listing
+
+    return listing(store, asked.period, asked.where(), asked.limit)
+
+
+_TOP_BY = ["source", "destination", "address", "conversation", "service", "protocol", "port", "name", "vlan", "input", "tunnel"]
+_OF = ("bytes", "packets", "flows")
+
+
+def _top_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--by", choices=_TOP_BY, default="address", help="what to put together (default: address)")
+    sub.add_argument(
+        "--of", default="bytes", metavar="MEASURE[,MEASURE]", help="bytes, packets, flows; ordered by the first (default: bytes)"
+    )
+    add_limit(20)(sub)
+
+
+def _top(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.top import top
+
+    of = asked.arguments.of.split(",")
+    for name in of:
+        if name not in _OF or of.count(name) > 1:
+            raise TapmeshError(f"--of: '{asked.arguments.of}': expected one or more of {', '.join(_OF)}, each once")
+    return top(store, asked.period, asked.where(), asked.arguments.by, of, asked.limit)
+
+
+def _conversations(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.talks import conversations
+
+    return conversations(store, asked.period, asked.where(), asked.limit)
+
+
+def _services(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.talks import services
+
+    return services(store, asked.period, asked.where(), asked.limit)
+
+
+def _new_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--days", type=int, metavar="N", help="how far back to look (default: flows.new_days of the configuration, or 30)")
+    sub.add_argument("--unsure", action="store_true", help="also TCP flows whose beginning was not seen")
+    add_limit(100)(sub)
+
+
+def _new(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.new import new
+
+    configured = asked.config.flows.new_days if asked.config and asked.config.flows else 30
+    days = asked.arguments.days or configured
+    return new(store, asked.period, asked.where(), days, asked.limit, unsure=asked.arguments.unsure)
+
+
+def _access_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("server", metavar="SERVER", help="address, net or $set")
+    sub.add_argument("--port", metavar="PORT", help="number, service or first-last")
+    sub.add_argument("--parquet", metavar="FILE", help="write the rows there, the facts about them in the file's metadata")
+
+
+def _access(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.access import access
+
+    server, port = asked.arguments.server, asked.arguments.port
+    expression = f"dst net {server}" + (f" and dst portrange {port}" if port else "")
+    return access(store, asked.period, asked.condition(expression), server + (f" port {port}" if port else ""), asked.now_ns)
+
+
+def _gaps(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.gaps import gaps
+
+    return gaps(store, asked.period)
+
+
+def _nothing(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+QUESTIONS = (
+    Question("list", "records as they are, newest first", add_limit(50), _list),
+    Question("top", "who or what has most", _top_arguments, _top, plots=True),
+    Question("conversations", "who talks to whom about what", add_limit(50), _conversations),
+    Question("services", "what is served, by how many, to how many", add_limit(50), _services),
+    Question("new", "conversations that were never seen before", _new_arguments, _new, last="1d"),
+    Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False),
+    Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False),
+)

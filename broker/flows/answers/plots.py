@@ -1,0 +1,90 @@
+"""Pictures of answers, PNG or SVG by the name of the file. Drawn with matplotlib without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broker.core.errors import TapmeshError
+from broker.flows.answers.answer import Answer, Kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, BLUE, RED, GREY = "#1f2933", "#d9dee4", "#2f6fb0", "#c2413a", "#8a94a0"
+_UNITS: dict[Kind, tuple[float, tuple[str, ...]]] = {
+    "bytes": (1000, ("B", "kB", "MB", "GB", "TB", "PB")),
+    "rate": (1000, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")),
+    "count": (1000, ("", "k", "M", "G", "T")),
+}
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """TapmeshError: matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise TapmeshError("pictures are drawn with matplotlib, which is not installed: pip install 'tapmesh[flows]'") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tapmesh"  # the same answer, the same file
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9)
+    return figure, axes
+
+
+def save(figure: Figure, axes: Axes, path: Path, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=12)
+    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def ticks(axis: Any, kind: Kind) -> None:
+    """Decimal units on an axis."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: scaled(value, kind)))
+
+
+def scaled(value: float, kind: Kind) -> str:
+    """`1.5 GB`, `40 Mbit/s`; plain for what has no unit."""
+    step, units = _UNITS.get(kind, (1000, ("", "k", "M", "G", "T")))
+    at = 0
+    while abs(value) >= step * 0.9995 and at < len(units) - 1:
+        value, at = value / step, at + 1
+    return f"{value:.3g} {units[at]}".strip()
+
+
+def draw(answer: Answer, path: Path) -> None:
+    """As the answer asks for; bars of its first figure otherwise."""
+    if answer.picture is not None:
+        answer.picture(answer, path)
+    else:
+        bars(answer, path)
+
+
+def bars(answer: Answer, path: Path) -> None:
+    at = next(i for i, column in enumerate(answer.columns) if column.kind not in ("text", "number"))
+    kind = answer.columns[at].kind
+    names = [" > ".join(str(cell) for cell in row[:at]) for row in answer.rows]
+    values = [float(row[at] or 0) for row in answer.rows]
+    figure, axes = new_figure(9, 1.4 + 0.32 * max(3, len(names)))
+    places = range(len(names))
+    axes.barh(places, values, color=BLUE, height=0.68)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.grid(color=FAINT)
+    axes.set_axisbelow(True)
+    axes.set_xlim(0, max(values, default=1) * 1.12 or 1)
+    ticks(axes.xaxis, kind)
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(scaled(value, kind), (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
+    if not names:
+        axes.text(0.5, 0.5, "nothing", transform=axes.transAxes, ha="center", color=GREY)
+    save(figure, axes, path, answer.title)

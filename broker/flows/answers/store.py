@@ -1,0 +1,132 @@
+"""The stored files as tables to ask: which files a time needs, and DuckDB over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from broker.core.errors import TapmeshError
+from broker.flows.answers.conditions import quoted
+from broker.flows.answers.times import HOUR_NS, Period
+from broker.flows.columns import FLOWS, METERS, Column
+
+if TYPE_CHECKING:
+    import duckdb
+
+T = TypeVar("T")
+FLOWS_TABLE, METERS_TABLE = "flows", "meters"
+_COLUMNS = {FLOWS_TABLE: FLOWS, METERS_TABLE: METERS}
+_TIMES = {FLOWS_TABLE: "last_ns", METERS_TABLE: "at_ns"}
+_RETRIES = 3
+_ROWS_AT_ONCE = 1000
+
+
+def files(directory: Path, table: str, from_ns: int, to_ns: int) -> list[str]:
+    """Those that may hold rows of this time: TABLE/date=YYYY-MM-DD/hour=HH/*.parquet, by the hour of `last_ns` (meters: `at_ns`), UTC."""
+    found: list[str] = []
+    for date in sorted(_subdirectories(directory / table, "date=")):
+        for hour in sorted(_subdirectories(date, "hour=")):
+            begins = _begins_ns(date.name.removeprefix("date="), hour.name.removeprefix("hour="))
+            if begins is not None and begins < to_ns and begins + HOUR_NS > from_ns:
+                found += sorted(str(path) for path in hour.glob("*.parquet"))
+    return found
+
+
+def _subdirectories(path: Path, prefix: str) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise TapmeshError(f"{path}: {error.strerror}") from None
+
+
+def _begins_ns(date: str, hour: str) -> int | None:
+    try:
+        return int(datetime.strptime(f"{date} {hour}", "%Y-%m-%d %H").replace(tzinfo=UTC).timestamp()) * 1_000_000_000
+    except ValueError:
+        return None  # not ours
+
+
+def import_duckdb() -> Any:
+    try:
+        import duckdb
+    except ImportError:
+        raise TapmeshError("stored flow records are asked with DuckDB, which is not installed: pip install 'tapmesh[flows]'") from None
+    return duckdb
+
+
+class Store:
+    """Asks one directory, which is only read."""
+
+    def __init__(self, directory: Path, threads: int = 0) -> None:
+        if not directory.is_dir():
+            raise TapmeshError(f"{directory}: there is no store here")
+        self.directory = directory
+        self._duckdb = import_duckdb()
+        self._connection: duckdb.DuckDBPyConnection = self._duckdb.connect(":memory:")
+        self.run("SET preserve_insertion_order = false")  # answers are ordered by what they are about
+        self.run("SET TimeZone = 'UTC'")
+        if threads:
+            self.run(f"SET threads = {threads}")
+
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql).fetchall()
+
+    def make_table(self, name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> None:
+        """A table of our own, not stored: (name, type) of each column."""
+        self.run(f"CREATE OR REPLACE TEMP TABLE {name} ({', '.join(f'{column} {type_}' for column, type_ in columns)})")
+        lines = [f"({', '.join(_literal(cell) for cell in row)})" for row in rows]
+        for at in range(0, len(lines), _ROWS_AT_ONCE):
+            self.run(f"INSERT INTO {name} VALUES {', '.join(lines[at : at + _ROWS_AT_ONCE])}")
+
+    def flows(self, period: Period, condition: str = "true", *, whole_files: bool = False) -> str:
+        """The records of a time (by `last_ns`) as something to select from. `whole_files`: and what else lies in their files."""
+        return self._table(FLOWS_TABLE, period, condition, whole_files)
+
+    def meters(self, period: Period, condition: str = "true") -> str:
+        return self._table(METERS_TABLE, period, condition, False)
+
+    def _table(self, table: str, period: Period, condition: str, whole_files: bool) -> str:
+        within = files(self.directory, table, -(-period.from_ns // HOUR_NS) * HOUR_NS, period.to_ns // HOUR_NS * HOUR_NS)
+        others = [path for path in files(self.directory, table, period.from_ns, period.to_ns) if path not in set(within)]
+        time = _TIMES[table]
+        when = f"{time} >= {period.from_ns} AND {time} < {period.to_ns}"
+        parts = [_read(within, condition)] if within else []
+        if others:  # only these are asked for the time of each row: reading a column more costs
+            parts.append(_read(others, condition if whole_files else f"{when} AND {condition}"))
+        return f"({' UNION ALL '.join(parts)})" if parts else _empty(_COLUMNS[table])
+
+    def answered(self, question: Callable[[], T]) -> T:
+        """What `question` returns; asked again when a file has gone meanwhile, as files do that are put together or grow old."""
+        for left in reversed(range(_RETRIES)):
+            try:
+                return question()
+            except self._duckdb.IOException as error:
+                if not left:
+                    raise TapmeshError(f"{self.directory}: {error}") from None
+            except (self._duckdb.InvalidInputException, self._duckdb.BinderException) as error:
+                raise TapmeshError(f"{self.directory}: a file is not as tapmesh writes it: {error}") from None
+            except self._duckdb.OutOfMemoryException as error:
+                raise TapmeshError(f"{self.directory}: not enough memory for this; ask for a shorter time: {error}") from None
+        raise AssertionError
+
+
+def _read(paths: list[str], condition: str) -> str:
+    listed = ", ".join(quoted(path) for path in paths)
+    return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false) WHERE {condition}"
+
+
+def _literal(cell: Any) -> str:
+    if cell is None:
+        return "NULL"
+    return quoted(cell) if isinstance(cell, str) else repr(cell)
+
+
+def _empty(columns: tuple[Column, ...]) -> str:
+    typed = ", ".join(f"NULL::{column.duckdb} AS {column.name}" for column in columns)
+    return f"(SELECT * FROM (SELECT {typed}) WHERE false)"
