@@ -30,10 +30,10 @@ def gaps(store: Store, period: Period) -> Answer:
             SELECT *, coalesce(number - before - 1, CASE WHEN run >= {period.from_ns} THEN number ELSE 0 END) AS missing,
                 {here} AS here, coalesce({there}, false) AS there
             FROM rows)
-        SELECT node, run, lane, count_if(here), count_if(missing > 0 AND (here OR there)),
-            coalesce(sum(missing) FILTER (missing > 0 AND (here OR there)), 0)::BIGINT, count_if(number = before AND here),
+        SELECT node, run, lane, count(*) FILTER (here), count(*) FILTER (missing > 0 AND (here OR there)),
+            coalesce(sum(missing) FILTER (missing > 0 AND (here OR there)), 0)::BIGINT, count(*) FILTER (number = before AND here),
             min(last_ns) FILTER (missing > 0 AND (here OR there)), max(last_ns) FILTER (missing > 0 AND (here OR there))
-        FROM steps GROUP BY ALL HAVING count_if(here) > 0 ORDER BY node, run, lane""")
+        FROM steps GROUP BY ALL HAVING count(*) FILTER (here) > 0 ORDER BY node, run, lane""")
     missing, records = sum(row[5] for row in rows), sum(row[3] for row in rows)
     repeated = sum(row[6] for row in rows)
     note = "no record is missing" if not missing else f"{missing:,} records are missing of {records + missing:,}"

@@ -38,7 +38,7 @@ def new(store: Store, period: Period, condition: str, days: int, limit: int, *, 
     rows = store.run(f"""
         SELECT {_KEYS}, first_ns, flows, forward, back, answered, name
         FROM fresh WHERE began OR {unsure} ORDER BY first_ns, {_KEYS} LIMIT {limit}""")
-    n_sure, n_all = store.run("SELECT count_if(began), count(*) FROM fresh")[0]
+    n_sure, n_all = store.run("SELECT count(*) FILTER (began), count(*) FROM fresh")[0]
     notes = []
     n_wanted = n_all if unsure else n_sure
     if len(rows) < n_wanted:

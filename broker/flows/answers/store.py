@@ -109,10 +109,10 @@ class Store:
             except self._duckdb.IOException as error:
                 if not left:
                     raise TapmeshError(f"{self.directory}: {error}") from None
-            except (self._duckdb.InvalidInputException, self._duckdb.BinderException) as error:
-                raise TapmeshError(f"{self.directory}: a file is not as tapmesh writes it: {error}") from None
             except self._duckdb.OutOfMemoryException as error:
                 raise TapmeshError(f"{self.directory}: not enough memory for this; ask for a shorter time: {error}") from None
+            except self._duckdb.Error as error:  # what is wrong with a file has no class of its own
+                raise TapmeshError(f"{self.directory}: it cannot be asked that: {error}") from None
         raise AssertionError
 
 

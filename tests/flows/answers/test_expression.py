@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from broker.config.policy import PolicyError, read_sets
 from broker.flows.answers.expression import where
 from tests.flows.answers.records import Record, S, some, write
+from tests.libpcap import Filter, needs_libpcap
+from tests.packets import ip_frame, tcp_frame, udp_frame
 
 SETS = {
     "web": ("10.1.0.0/24", "10.2.0.3", "2001:db8:1::/64"),
@@ -182,3 +185,42 @@ def test_a_range_of_addresses_lets_duckdb_leave_row_groups_out(tmp_path: Path) -
     plan = connection.execute(f"EXPLAIN ANALYZE SELECT sum(packets) FROM read_parquet('{path}') WHERE {condition}").fetchall()[0][1]
     scanned, of = (int(word) for word in plan.split("Row Groups Scanned:")[1].split()[0:3:2])
     assert scanned <= 2 < of
+
+
+def packets() -> list[tuple[Record, bytes]]:
+    """Packets, and the record that each of them alone would be."""
+    made = []
+    for source, destination in (("10.1.0.1", "10.2.0.9"), ("10.2.0.9", "10.1.0.1"), ("2001:db8:1::1", "2001:db8:2::5")):
+        for source_port, destination_port in ((40_000, 443), (443, 40_000), (53, 53), (5000, 8080)):
+            ends = (source, source_port, destination, destination_port)
+            record = Record(source, destination, 6, source_port, destination_port)
+            made.append((record, tcp_frame(*ends)))
+            made.append((replace(record, protocol=17), udp_frame(*ends)))
+        made += [(Record(source, destination, p, 0, 0), ip_frame(source, destination, p, bytes(20))) for p in (47, 50, 132)]
+    return made
+
+
+AS_LIBPCAP = (
+    "tcp", "udp", "ip", "ip6", "ip proto 47", "ip6 proto 47", "proto 50", "sctp", "port 53", "tcp port 443", "src port 443",
+    "udp dst port 8080",
+    "portrange 400-6000", "host 10.1.0.1", "src host 10.1.0.1", "dst net 10.2", "net 10.0.0.0/15", "ip6 host 2001:db8:1::1",
+    "src net 2001:db8::/32", "src or dst port 5000", "src and dst port 53", "tcp or udp and port 53", "not port 443 and not host 10.2.0.9",
+    "not (udp or proto 47)", "port domain or https", "tcp dst port 443 or 8080", "host 10.1.0.1 or 10.2.0.9 and not tcp",
+    "ip multicast",
+)  # fmt: skip
+
+
+@needs_libpcap
+def test_of_packets_that_are_a_flow_each_an_expression_says_what_libpcap_says(tmp_path: Path) -> None:
+    records = packets()
+    for i, (record, _) in enumerate(records):
+        record.number = i
+    write(tmp_path, [record for record, _ in records])
+    compared = 0
+    for text in AS_LIBPCAP:
+        expected = {r.number for r, frame in records if Filter(text)(frame, len(frame))}
+        condition = where(text, {})
+        found = {n for (n,) in duckdb.sql(f"SELECT number FROM '{tmp_path}/flows/*/*/*.parquet' WHERE {condition}").fetchall()}
+        assert found == expected, text
+        compared += 0 < len(expected) < len(records)
+    assert compared >= len(AS_LIBPCAP) - 2
