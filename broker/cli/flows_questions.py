@@ -69,6 +69,33 @@ def _new(asked: Asked, store: Store) -> Answer:
     return new(store, asked.period, asked.where(), days, asked.limit, unsure=asked.arguments.unsure)
 
 
+def _matrix_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--by", default="sets", metavar="WHAT", help="sets, sites (of --config), or subnet/LENGTH (default: sets)")
+    sub.add_argument("--of", choices=_OF, default="bytes", help="what a cell holds (default: bytes)")
+    add_limit(200)(sub)
+
+
+def _matrix(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.areas import areas_of_sets
+    from broker.flows.answers.locality import areas_of_sites
+    from broker.flows.answers.matrix import matrix, matrix_of_subnets
+
+    by, of = asked.arguments.by, asked.arguments.of
+    if by in ("sets", "sites"):
+        areas = areas_of_sets(asked.sets) if by == "sets" else areas_of_sites(asked.sites, asked.sets)
+        return matrix(store, asked.period, asked.where(), areas, of, by)
+    word, _, length = by.partition("/")
+    if word != "subnet" or not length.isascii() or not length.isdigit() or not 1 <= int(length) <= 32:
+        raise TapmeshError(f"--by: '{by}': expected sets, sites or subnet/LENGTH with a length from 1 to 32 (IPv6: 64 always)")
+    return matrix_of_subnets(store, asked.period, asked.where(), int(length), of, asked.limit)
+
+
+def _locality(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.locality import locality
+
+    return locality(store, asked.period, asked.where(), asked.sites, asked.sets, asked.limit)
+
+
 def _access_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("server", metavar="SERVER", help="address, net or $set")
     sub.add_argument("--port", metavar="PORT", help="number, service or first-last")
@@ -98,6 +125,8 @@ QUESTIONS = (
     Question("top", "who or what has most", _top_arguments, _top, plots=True),
     Question("conversations", "who talks to whom about what", add_limit(50), _conversations),
     Question("services", "what is served, by how many, to how many", add_limit(50), _services),
+    Question("matrix", "which sets, sites or subnets talk to which", _matrix_arguments, _matrix, plots=True),
+    Question("locality", "what stays within a host or rack, and who should be neighbours", add_limit(20), _locality, last="1d", plots=True),
     Question("new", "conversations that were never seen before", _new_arguments, _new, last="1d"),
     Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False),
     Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False),

@@ -27,7 +27,7 @@ class Answer:
     columns: tuple[Column, ...]
     rows: Sequence[tuple[Cell, ...]]
     notes: tuple[str, ...] = ()
-    facts: dict[str, Cell] = field(default_factory=dict)  # single figures: JSON, the head of a CSV
+    facts: dict[str, Any] = field(default_factory=dict)  # single figures: JSON, the head of a CSV
     picture: Callable[[Answer, Path], None] | None = None  # None: bars
     drawn: Any = None  # what the picture shows and the rows do not have
 

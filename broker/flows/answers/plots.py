@@ -88,3 +88,36 @@ def bars(answer: Answer, path: Path) -> None:
     if not names:
         axes.text(0.5, 0.5, "nothing", transform=axes.transAxes, ha="center", color=GREY)
     save(figure, axes, path, answer.title)
+
+
+def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, int], float], kind: Kind) -> None:
+    """`cells`: (from, to) as places in `names`. What is not there stays white."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+
+    n = max(1, len(names))
+    side = 1.8 + 0.52 * n
+    figure, axes = new_figure(max(6.5, side + 2.2), max(4.5, side))
+    grid = np.full((n, n), np.nan)
+    for (row, column), value in cells.items():
+        grid[row, column] = value if value > 0 else np.nan
+    top = max(cells.values(), default=1) or 1
+    low = min((value for value in cells.values() if value > 0), default=1)
+    image = axes.imshow(grid, cmap="Blues", norm=LogNorm(max(low / 3, top / 1e6), top * 1.5))
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=FAINT, linewidth=0.8)
+    axes.tick_params(which="minor", length=0, top=False, bottom=False, left=False)
+    for (row, column), value in cells.items():
+        if value > 0:
+            dark = image.norm(value) > 0.62  # type: ignore[operator]
+            words = scaled(value, kind).replace(" ", "\n")
+            axes.text(column, row, words, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+    axes.set_ylabel("from", color=GREY)
+    axes.set_xlabel("to", color=GREY)
+    axes.xaxis.set_label_position("top")
+    save(figure, axes, path, title)

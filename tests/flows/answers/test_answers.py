@@ -266,7 +266,7 @@ def test_a_store_that_is_not_there_or_not_ours_is_told(tmp_path: Path) -> None:
     (path,) = (tmp_path / "flows").glob("*/*/*.parquet")
     path.write_bytes(b"PAR1 nothing PAR1")
     store = Store(tmp_path)
-    with pytest.raises(TapmeshError, match="0.parquet"):
+    with pytest.raises(TapmeshError, match=r"0\.parquet"):
         store.answered(lambda: listing(store, ALL, "true", 1))
 
 
