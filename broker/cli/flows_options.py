@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.flows.answers.store import Store
 
 DEFAULT_LAST = "1h"
+_RATES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,24 @@ def add_limit(default: int) -> Callable[[argparse.ArgumentParser], None]:
         sub.add_argument("--limit", type=positive, default=default, metavar="N", help=f"rows at most (default: {default})")
 
     return add
+
+
+def add_capacity(sub: argparse.ArgumentParser) -> None:
+    help_ = "bits/s that an input or tool can take, such as span0=10G; may be repeated"
+    sub.add_argument("--capacity", action="append", default=[], metavar="NAME=RATE", help=help_)
+
+
+def capacities(given: list[str]) -> dict[str, int]:
+    """bits/s by name. TapmeshError in words."""
+    found = {}
+    for text in given:
+        name, _, rate = text.rpartition("=")
+        digits = rate.rstrip("kMGT")
+        unit = rate[len(digits) :]
+        if not name or unit not in _RATES or not digits.isascii() or not digits.isdigit() or not int(digits):
+            raise TapmeshError(f"--capacity: '{text}': expected NAME=RATE, the rate a whole number and k, M, G or T: span0=10G")
+        found[name] = int(digits) * _RATES[unit]
+    return found
 
 
 def positive(text: str) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from broker.cli.flows_options import Asked, Question, add_limit
+from broker.cli.flows_options import Asked, Question, add_capacity, add_limit, capacities
 from broker.core.errors import TapmeshError
+from broker.flows.answers.times import length_ns
 
 if TYPE_CHECKING:
     from broker.flows.answers.answer import Answer
+    from broker.flows.answers.series import Subject
     from broker.flows.answers.store import Store
 
 # What an answer needs is imported when it is asked: the other commands of tapmesh run where DuckDB is not installed.
@@ -96,6 +98,24 @@ def _locality(asked: Asked, store: Store) -> Answer:
     return locality(store, asked.period, asked.where(), asked.sites, asked.sets, asked.limit)
 
 
+def _utilisation_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--step", default="5m", metavar="LENGTH", help="what an average is taken over (default: 5m)")
+    add_capacity(sub)
+
+
+def _utilisation(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.utilisation import utilisation
+
+    step_ns = length_ns(asked.arguments.step, "--step")
+    return utilisation(store, asked.period, step_ns, _links(asked), capacities(asked.arguments.capacity))
+
+
+def _links(asked: Asked) -> list[Subject]:
+    from broker.flows.answers.series import subject_of
+
+    return [subject_of(link, asked.condition(link.match, link.place) if link.match else "") for link in asked.links]
+
+
 def _access_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("server", metavar="SERVER", help="address, net or $set")
     sub.add_argument("--port", metavar="PORT", help="number, service or first-last")
@@ -127,6 +147,15 @@ QUESTIONS = (
     Question("services", "what is served, by how many, to how many", add_limit(50), _services),
     Question("matrix", "which sets, sites or subnets talk to which", _matrix_arguments, _matrix, plots=True),
     Question("locality", "what stays within a host or rack, and who should be neighbours", add_limit(20), _locality, last="1d", plots=True),
+    Question(
+        "utilisation",
+        "how full inputs, tools and links are",
+        _utilisation_arguments,
+        _utilisation,
+        last="1d",
+        expression=False,
+        plots=True,
+    ),
     Question("new", "conversations that were never seen before", _new_arguments, _new, last="1d"),
     Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False),
     Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False),

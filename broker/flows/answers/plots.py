@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9)
+    plain(axes)
     return figure, axes
 
 
@@ -79,8 +78,8 @@ def bars(answer: Answer, path: Path) -> None:
     axes.invert_yaxis()
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    axes.yaxis.grid(visible=False)
     axes.xaxis.grid(color=FAINT)
-    axes.set_axisbelow(True)
     axes.set_xlim(0, max(values, default=1) * 1.12 or 1)
     ticks(axes.xaxis, kind)
     for place, value in zip(places, values, strict=True):
@@ -108,16 +107,62 @@ def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, in
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
     axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=FAINT, linewidth=0.8)
     axes.tick_params(which="minor", length=0, top=False, bottom=False, left=False)
     for (row, column), value in cells.items():
         if value > 0:
-            dark = image.norm(value) > 0.62  # type: ignore[operator]
+            dark = image.norm(value) > 0.5  # type: ignore[operator]
             words = scaled(value, kind).replace(" ", "\n")
             axes.text(column, row, words, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
     axes.set_ylabel("from", color=GREY)
     axes.set_xlabel("to", color=GREY)
     axes.xaxis.set_label_position("top")
     save(figure, axes, path, title)
+
+
+def rates(path: Path, title: str, times: list[float], panels: Sequence[tuple[str, Any, int, float]]) -> None:
+    """(name, bits/s of each step, capacity or 0, 95th percentile) below each other; times are s since 1970."""
+    import numpy as np
+
+    figure, first = new_figure(9, 1.0 + 1.7 * max(1, len(panels)))
+    first.remove()
+    grid = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)
+    stamps = np.array(times).astype("datetime64[s]")
+    for axes, (name, values, capacity, p95) in zip(grid[:, 0], panels, strict=False):
+        plain(axes)
+        over = capacity and p95 > capacity
+        axes.fill_between(stamps, values, step="post", color=RED if over else BLUE, alpha=0.22, linewidth=0)
+        axes.step(stamps, values, where="post", color=RED if over else BLUE, linewidth=1.1)
+        axes.axhline(p95, color=INK, linewidth=0.9, linestyle=":")
+        axes.annotate("95 %", (1, p95), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8)
+        if capacity and capacity < 4 * max(values.max(), 1):
+            axes.axhline(capacity, color=RED, linewidth=0.9, linestyle="--")
+            axes.annotate(
+                "full", (1, capacity), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8
+            )
+        ticks(axes.yaxis, "rate")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0)
+        axes.set_title(name, loc="left", fontsize=9, color=INK)
+    dates(grid[-1, 0])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.yaxis.grid(color=FAINT)
+    axes.set_axisbelow(True)
+
+
+def dates(axes: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator()
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
