@@ -116,6 +116,19 @@ def _links(asked: Asked) -> list[Subject]:
     return [subject_of(link, asked.condition(link.match, link.place) if link.match else "") for link in asked.links]
 
 
+def _forecast_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("subject", metavar="NAME", help="of a link, input or tool (link:, input:, tool: before it where needed), or 'store'")
+    sub.add_argument("--ahead", default="30d", metavar="LENGTH", help="how far to look (default: 30d)")
+    add_capacity(sub)
+
+
+def _forecast(asked: Asked, store: Store) -> Answer:
+    from broker.flows.answers.forecasts import forecast
+
+    ahead_ns = length_ns(asked.arguments.ahead, "--ahead")
+    return forecast(store, asked.period, asked.arguments.subject, _links(asked), capacities(asked.arguments.capacity), ahead_ns)
+
+
 def _access_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("server", metavar="SERVER", help="address, net or $set")
     sub.add_argument("--port", metavar="PORT", help="number, service or first-last")
@@ -153,6 +166,15 @@ QUESTIONS = (
         _utilisation_arguments,
         _utilisation,
         last="1d",
+        expression=False,
+        plots=True,
+    ),
+    Question(
+        "forecast",
+        "when a link, input, tool or the store will be full",
+        _forecast_arguments,
+        _forecast,
+        last="90d",
         expression=False,
         plots=True,
     ),

@@ -35,7 +35,7 @@ def areas_of_sets(sets: Mapping[str, Elements]) -> list[Area]:
 
 def pieces(areas: list[Area]) -> list[tuple[int, int, str]]:
     """(version, first address, name), ascending; each holds up to the next. Of equal width the first name in the alphabet has it."""
-    found = []
+    found: list[tuple[int, int, str]] = []
     for version, of in ((4, [a.ranges4 for a in areas]), (6, [a.ranges6 for a in areas])):
         ranges = sorted((first, last, area.name) for area, those in zip(areas, of, strict=True) for first, last in those)
         cuts = sorted({0, *(first for first, _, _ in ranges), *(last + 1 for _, last, _ in ranges)})

@@ -64,5 +64,5 @@ def draw(answer: Answer, path: Path) -> None:
     kind = answer.columns[2].kind
     names = ordered_names([row[:3] for row in answer.rows])[:_SHOWN]  # type: ignore[misc]
     at = {name: i for i, name in enumerate(names)}
-    cells = {(at[row[0]], at[row[1]]): float(row[2] or 0) for row in answer.rows if row[0] in at and row[1] in at}  # type: ignore[index]
+    cells = {(at[row[0]], at[row[1]]): float(row[2] or 0) for row in answer.rows if row[0] in at and row[1] in at}
     plots.heat_map(path, answer.title, names, cells, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from broker.core.errors import TapmeshError
 from broker.flows.answers.answer import Answer, Kind
@@ -114,7 +114,7 @@ def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, in
     axes.tick_params(which="minor", length=0, top=False, bottom=False, left=False)
     for (row, column), value in cells.items():
         if value > 0:
-            dark = image.norm(value) > 0.5  # type: ignore[operator]
+            dark = float(image.norm(np.array([value]))[0]) > 0.5
             words = scaled(value, kind).replace(" ", "\n")
             axes.text(column, row, words, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
     axes.set_ylabel("from", color=GREY)
@@ -136,13 +136,9 @@ def rates(path: Path, title: str, times: list[float], panels: Sequence[tuple[str
         over = capacity and p95 > capacity
         axes.fill_between(stamps, values, step="post", color=RED if over else BLUE, alpha=0.22, linewidth=0)
         axes.step(stamps, values, where="post", color=RED if over else BLUE, linewidth=1.1)
-        axes.axhline(p95, color=INK, linewidth=0.9, linestyle=":")
-        axes.annotate("95 %", (1, p95), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8)
+        level(axes, p95, "95 %", INK, ":", "bottom" if p95 > capacity else "top")
         if capacity and capacity < 4 * max(values.max(), 1):
-            axes.axhline(capacity, color=RED, linewidth=0.9, linestyle="--")
-            axes.annotate(
-                "full", (1, capacity), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=8
-            )
+            level(axes, capacity, "full", RED, "--", "top" if p95 > capacity else "bottom")
         ticks(axes.yaxis, "rate")
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
@@ -150,6 +146,13 @@ def rates(path: Path, title: str, times: list[float], panels: Sequence[tuple[str
     dates(grid[-1, 0])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+
+
+def level(axes: Axes, value: float, name: str, colour: str, style: str, side: Literal["top", "bottom"]) -> None:
+    """A line across, with its name on the right; `side`: which part of the name the line is at."""
+    axes.axhline(value, color=colour, linewidth=0.9, linestyle=style)
+    where = ("axes fraction", "data")
+    axes.annotate(name, (1, value), (4, 0), xycoords=where, textcoords="offset points", va=side, fontsize=8, color=colour)
 
 
 def plain(axes: Axes) -> None:
@@ -163,6 +166,36 @@ def plain(axes: Axes) -> None:
 def dates(axes: Axes) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator()
+    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+
+
+def forecast(path: Path, title: str, history: Any, found: Any) -> None:
+    """What was, what is expected, and between what it lies; dashed where it is full."""
+    import numpy as np
+
+    figure, axes = new_figure(9, 4.2)
+    n, ahead = len(history.values), len(found.path.mean)
+    seconds = (history.begins_ns + np.arange(n + ahead) * history.step_ns) // 10**9
+    stamps = seconds.astype("datetime64[s]")
+    axes.plot(stamps[:n], history.values, color=INK, linewidth=0.9, label="measured")
+    axes.fill_between(
+        stamps[n:],
+        np.maximum(0, found.path.low),
+        np.maximum(0, found.path.high),
+        color=BLUE,
+        alpha=0.22,
+        linewidth=0,
+        label="90 % interval",
+    )
+    axes.plot(stamps[n:], np.maximum(0, found.path.mean), color=BLUE, linewidth=1.2, label="expected")
+    highest = max(float(history.values.max()), float(found.path.high.max()))
+    if history.capacity and history.capacity < 3 * highest:
+        level(axes, history.capacity, "full", RED, "--", "bottom")
+    axes.set_ylim(0, 1.08 * max(highest, history.capacity if history.capacity < 3 * highest else 0))
+    axes.margins(x=0)
+    ticks(axes.yaxis, history.kind)
+    dates(axes)
+    axes.legend(loc="lower left", frameon=False, fontsize=8.5)
+    save(figure, axes, path, title)
