@@ -3,20 +3,19 @@ those of single values, whatever else is wrong."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
-import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
 from broker.config import packet, scalars
+from broker.config.checking import check_expression, check_names, check_twice, error_at, listed, mapping
 from broker.config.document import Document, Error, Path, Text, dotted
-from broker.config.policy import PolicyError, parse_expression, read_sets
-from broker.config.policy.lexer import WORDS
-from broker.config.policy.own import WORDS as OWN_WORDS
+from broker.config.flow_checks import check_flows, written_by_exports
+from broker.config.policy import read_sets
 from broker.config.policy.sets import Elements
-from broker.config.scalars import Wrong, suggest
+from broker.config.scalars import Wrong
+from broker.config.schema import Whole
 from broker.config.tool_checks import check_tool, written_file
 from broker.core.model import UDP_PORTS
 
@@ -25,53 +24,30 @@ def check(document: Document) -> Iterator[Error]:
     whole = document.value
     if not isinstance(whole, dict):
         return
-    yield from _inputs(document, _mapping(whole, "inputs"))
-    yield from _tools(document, _mapping(whole, "tools"), _mapping(whole, "inputs"))
-    sets = yield from _sets(document, _mapping(whole, "sets"))
+    yield from _inputs(document, mapping(whole, "inputs"))
+    yield from _tools(document, mapping(whole, "tools"), mapping(whole, "inputs"))
+    yield from _files(document, whole)
+    sets = yield from _sets(document, mapping(whole, "sets"))
+    yield from check_flows(document, whole, sets)
     yield from _maps(document, whole, sets)
     yield from _groups(document, whole)
     yield from _remembering(document, whole)
-    yield from _names(document, ("collector",), whole.get("collector"), *_receivers(whole))
+    yield from check_names(document, ("collector",), whole.get("collector"), *_receivers(whole))
     yield from _tests(document, whole)
+    yield from _purpose(document, whole)
+
+
+def _purpose(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    """Packets go to tools, or become flow records."""
+    if "flows" not in whole:
+        if "tools" not in whole and ("tools",) not in document.broken:
+            yield document.place(()), "", f"key 'tools' is missing, expected {Whole.model_fields['tools'].description}"
+        elif whole.get("tools") == {}:
+            yield error_at(document, ("tools",), "found an empty mapping, expected at least 1 entry")
+    elif not whole.get("tools"):
+        return
     if not whole.get("maps") and not whole.get("collector") and ("maps",) not in document.broken:
         yield document.place(("maps",)), "maps", "nothing would be delivered, expected maps or a collector"
-
-
-def _mapping(value: Any, key: str) -> dict[str, Any]:
-    found = value.get(key) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _listed(path: Path, value: Any) -> list[tuple[Path, str]]:
-    """Path and text of the words of a list, or of the single word that stands for one."""
-    if isinstance(value, Text):
-        return [(path, value)]
-    if isinstance(value, list):
-        return [((*path, n), word) for n, word in enumerate(value) if isinstance(word, Text)]
-    return []
-
-
-def _error(document: Document, path: Path, text: str) -> Error:
-    return document.place(path), dotted(path), text
-
-
-def _names(document: Document, path: Path, value: Any, known: dict[str, Any], what: str) -> Iterator[Error]:
-    seen: set[str] = set()
-    for at, name in _listed(path, value):
-        if name in seen:
-            yield _error(document, at, f"'{name}' is given twice")
-        elif name not in known:
-            yield _error(document, at, f"unknown {what} '{name}'{suggest(name, known)}")
-        seen.add(name)
-
-
-def _twice(document: Document, what: str, values: Iterator[tuple[Path, str]]) -> Iterator[Error]:
-    first: dict[str, Path] = {}
-    for path, value in values:
-        if value in first:
-            yield _error(document, path, f"{what} '{value}' is used twice, the first time in {dotted(first[value])}")
-        else:
-            first[value] = path
 
 
 def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
@@ -84,16 +60,16 @@ def _inputs(document: Document, inputs: dict[str, Any]) -> Iterator[Error]:
             interfaces.append(((*path, "interface"), str(value["interface"])))
         if value.get("kind") == "pcap" and ("file" in value) == ("files" in value):
             found = "both file and files" if "file" in value else "neither file nor files"
-            yield _error(document, path, f"{found}, expected one of them")
+            yield error_at(document, path, f"{found}, expected one of them")
         if value.get("kind") == "pcap" and isinstance(value.get("files"), list) and not value["files"]:
-            yield _error(document, (*path, "files"), "found an empty list, expected at least 1 entry")
+            yield error_at(document, (*path, "files"), "found an empty list, expected at least 1 entry")
         if value.get("kind") == "tunnel" and isinstance(value.get("listen"), Text):
             yield from _endpoint(document, path, value)
             port = value.get("port", UDP_PORTS.get(str(value["listen"]), 0))
             listen = f"UDP port {port}" if port else "gre"
             listeners.append(((*path, "listen"), " ".join([listen, *([f"on {value['address']}"] if "address" in value else [])])))
-    yield from _twice(document, "interface", iter(interfaces))
-    yield from _twice(document, "listener", iter(listeners))
+    yield from check_twice(document, "interface", iter(interfaces))
+    yield from check_twice(document, "listener", iter(listeners))
 
 
 _ONLY = {"port": ("vxlan", "geneve", "gre-udp"), "key": ("gre", "gre-udp"), "vni": ("vxlan", "geneve")}
@@ -114,17 +90,16 @@ def _endpoint(document: Document, path: Path, value: dict[str, Any]) -> Iterator
         ours = ipaddress.ip_address(str(value.get("address")))
     except ValueError:
         return  # none, or told by its own check
-    for at, net in _listed((*path, "from"), value.get("from")):
+    for at, net in listed((*path, "from"), value.get("from")):
         try:
             version = ipaddress.ip_network(net, strict=False).version
         except ValueError:
             continue
         if version != ours.version:
-            yield _error(document, at, f"IPv{version}, but address is IPv{ours.version}; expected nets of its family")
+            yield error_at(document, at, f"IPv{version}, but address is IPv{ours.version}; expected nets of its family")
 
 
 def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) -> Iterator[Error]:
-    written: list[tuple[Path, str]] = []
     listening: list[tuple[Path, str]] = []
     for name, value in tools.items():
         if not isinstance(value, dict):
@@ -135,40 +110,44 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
             yield from _health(document, (*path, "health"), value)
             continue
         yield from check_tool(document, path, value)
-        if found := written_file(path, value):
-            written.append(found)
         if value.get("kind") == "interface" and isinstance(value.get("interface"), Text):
             yield from _captured(document, (*path, "interface"), value["interface"], inputs)
         if value.get("kind") == "stream" and isinstance(value.get("listen"), Text) and not value["listen"].endswith(":0"):
             listening.append(((*path, "listen"), str(value["listen"])))
-    yield from _twice(document, "address", iter(listening))
-    yield from _twice(document, "file", iter(written))
+    yield from check_twice(document, "address", iter(listening))
+
+
+def _files(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
+    """One writer for each file, and none that is read."""
+    found = (written_file(("tools", name), value) for name, value in mapping(whole, "tools").items() if isinstance(value, dict))
+    written = [*(one for one in found if one), *written_by_exports(whole)]
+    yield from check_twice(document, "file", iter(written))
     played = {
         os.path.normpath(file): path
-        for name, value in inputs.items()
+        for name, value in mapping(whole, "inputs").items()
         if isinstance(value, dict)
         for key in ("file", "files")
-        for path, file in _listed(("inputs", name, key), value.get(key))
+        for path, file in listed(("inputs", name, key), value.get(key))
     }
     for path, file in written:
         if file in played:
-            yield _error(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
+            yield error_at(document, path, f"file '{file}' would be written while {dotted(played[file])} is read from it")
 
 
 def _captured(document: Document, path: Path, interface: str, inputs: dict[str, Any]) -> Iterator[Error]:
     for name, value in inputs.items():
         if isinstance(value, dict) and value.get("kind") == "afpacket" and value.get("interface") == interface:
             text = f"inputs.{name} captures '{interface}': what is sent there may come in again, expected another interface"
-            yield _error(document, path, text)
+            yield error_at(document, path, text)
 
 
 def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
     """What has to see all packets of a lane is not shared among workers."""
-    workers = _mapping(whole, "stages").get("encapsulate")
+    workers = mapping(whole, "stages").get("encapsulate")
     if not isinstance(workers, Text) or workers == "1":
         return
     maps = whole.get("maps")
-    parts: list[tuple[Path, Any]] = [(("tools", name), value) for name, value in _mapping(whole, "tools").items()]
+    parts: list[tuple[Path, Any]] = [(("tools", name), value) for name, value in mapping(whole, "tools").items()]
     parts += [(("maps", n), value) for n, value in enumerate(maps if isinstance(maps, list) else ())]
     for path, value in parts:
         for key in ("dedup", "limit"):
@@ -179,21 +158,21 @@ def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
 
 def _receivers(whole: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """What packets can be delivered to, and what it is called."""
-    groups = _mapping(whole, "groups")
-    return _mapping(whole, "tools") | groups, "tool or group" if groups else "tool"
+    groups = mapping(whole, "groups")
+    return mapping(whole, "tools") | groups, "tool or group" if groups else "tool"
 
 
 def _groups(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
-    tools = _mapping(whole, "tools")
-    for name, value in _mapping(whole, "groups").items():
+    tools = mapping(whole, "tools")
+    for name, value in mapping(whole, "groups").items():
         path: Path = ("groups", name)
         if name in tools:
             yield document.place(path, of_key=True), dotted(path), f"'{name}' is the name of a tool too, expected another name"
         if not isinstance(value, dict):
             continue
-        yield from _names(document, (*path, "members"), value.get("members"), tools, "tool")
-        members = {word for _, word in _listed((), value.get("members"))}
-        for member in _mapping(value, "weights"):
+        yield from check_names(document, (*path, "members"), value.get("members"), tools, "tool")
+        members = {word for _, word in listed((), value.get("members"))}
+        for member in mapping(value, "weights"):
             if member not in members:
                 yield (
                     document.place((*path, "weights", member), of_key=True),
@@ -209,18 +188,18 @@ def _tunnel(document: Document, path: Path, tunnel: Any) -> Iterator[Error]:
     remote, source = addresses["remote"], addresses["source"]
     if remote and source and remote != source:
         text = f"IPv{source}, but remote is IPv{remote}; expected addresses of one family"
-        yield _error(document, (*path, "source"), text)
+        yield error_at(document, (*path, "source"), text)
     if remote == 4 and _is_true(tunnel.get("udp_checksum")) and "source" not in tunnel:
-        yield _error(document, (*path, "udp_checksum"), "over IPv4 it covers our address, expected key 'source' too, or false")
+        yield error_at(document, (*path, "udp_checksum"), "over IPv4 it covers our address, expected key 'source' too, or false")
     if tunnel.get("kind") == "erspan3":
         yield from _erspan3(document, path, tunnel)
 
 
 def _health(document: Document, path: Path, tool: dict[str, Any]) -> Iterator[Error]:
-    health = _mapping(tool, "health")
+    health = mapping(tool, "health")
     kind = health.get("kind")
     if kind == "tcp" and "port" not in health:
-        yield _error(document, path, "key 'port' is missing, expected the TCP port to connect to")
+        yield error_at(document, path, "key 'port' is missing, expected the TCP port to connect to")
     if kind in ("icmp", "neighbour") and "port" in health:
         at = (*path, "port")
         yield document.place(at, of_key=True), dotted(at), f"{kind} asks no port, expected none, or kind: tcp"
@@ -230,12 +209,12 @@ def _erspan3(document: Document, path: Path, tunnel: dict[str, Any]) -> Iterator
     precise, index = tunnel.get("granularity") == "ieee1588", _number(tunnel.get("index"))
     if not _is_true(tunnel.get("subheader")):
         if precise:
-            yield _error(document, (*path, "granularity"), "its seconds are in the subheader, expected subheader: true too")
+            yield error_at(document, (*path, "granularity"), "its seconds are in the subheader, expected subheader: true too")
         if index:
-            yield _error(document, (*path, "index"), "it is in the subheader, expected subheader: true too")
+            yield error_at(document, (*path, "index"), "it is in the subheader, expected subheader: true too")
     elif not precise and index > 0x3FFF:
         text = f"{index} is out of range, expected 0..16383 (0..65535 with granularity: ieee1588)"
-        yield _error(document, (*path, "index"), text)
+        yield error_at(document, (*path, "index"), text)
 
 
 def _version(address: Any) -> int:
@@ -263,14 +242,14 @@ def _sets(document: Document, sets: dict[str, Any]) -> Generator[Error, None, di
     good: dict[str, tuple[str, ...]] = {}
     for name, value in sets.items():
         entries = []
-        for path, word in _listed(("sets", name), value):
+        for path, word in listed(("sets", name), value):
             try:
                 entries.append(scalars.set_entry(word))
             except Wrong:
                 continue
             kind, first = scalars.entry_kind(entries[-1]), scalars.entry_kind(entries[0])
             if kind != first:
-                yield _error(document, path, f"'{word}' among {first}, expected a set of one kind")
+                yield error_at(document, path, f"'{word}' among {first}, expected a set of one kind")
         good[name] = tuple(entries)
     return read_sets(good)
 
@@ -280,18 +259,18 @@ def _maps(document: Document, whole: dict[str, Any], sets: dict[str, Elements]) 
     if not isinstance(maps, list):
         return
     names = ((("maps", n, "name"), str(m["name"])) for n, m in enumerate(maps) if isinstance(m, dict) and isinstance(m.get("name"), Text))
-    yield from _twice(document, "map name", names)
+    yield from check_twice(document, "map name", names)
     for n, value in enumerate(maps):
         if not isinstance(value, dict):
             continue
         path: Path = ("maps", n)
-        yield from _names(document, (*path, "inputs"), value.get("inputs"), _mapping(whole, "inputs"), "input")
-        yield from _names(document, (*path, "to"), value.get("to"), *_receivers(whole))
+        yield from check_names(document, (*path, "inputs"), value.get("inputs"), mapping(whole, "inputs"), "input")
+        yield from check_names(document, (*path, "to"), value.get("to"), *_receivers(whole))
         rules = value.get("rules")
         for r, rule in enumerate(rules if isinstance(rules, list) else ()):
             for action in ("pass", "drop"):
                 if isinstance(rule, dict) and isinstance(rule.get(action), Text):
-                    yield from _expression(document, (*path, "rules", r, action), str(rule[action]), sets)
+                    yield from check_expression(document, (*path, "rules", r, action), str(rule[action]), sets)
 
 
 def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
@@ -301,32 +280,10 @@ def _tests(document: Document, whole: dict[str, Any]) -> Iterator[Error]:
         if not isinstance(value, dict):
             continue
         path: Path = ("tests", n)
-        yield from _names(document, (*path, "delivers"), value.get("delivers"), *_receivers(whole))
-        yield from _names(document, (*path, "by"), value.get("by"), named, "map")
+        yield from check_names(document, (*path, "delivers"), value.get("delivers"), *_receivers(whole))
+        yield from check_names(document, (*path, "by"), value.get("by"), named, "map")
         if isinstance(fields := value.get("packet"), dict):
-            yield from _names(document, (*path, "packet", "input"), fields.get("input"), _mapping(whole, "inputs"), "input")
+            yield from check_names(document, (*path, "packet", "input"), fields.get("input"), mapping(whole, "inputs"), "input")
             for wrong in packet.mistakes(fields):
                 at = (*path, "packet", *wrong.at)
                 yield document.place(at, of_key=wrong.key), dotted(at[:-1] if wrong.key else at), str(wrong)
-
-
-def _expression(document: Document, path: Path, expression: str, sets: dict[str, Elements]) -> Iterator[Error]:
-    try:
-        parse_expression(expression, sets)
-    except PolicyError as error:
-        if error.offset < 0:
-            yield _error(document, path, error.message)
-        else:
-            text = f"{error.message} (column {error.offset + 1} of the expression){_meant(expression[error.offset :], error.message, sets)}"
-            yield document.inside(path, error.offset), dotted(path), text
-
-
-def _meant(rest: str, message: str, sets: dict[str, Elements]) -> str:
-    """What the word that `rest` begins with may be a slip of."""
-    found = re.match(r"(\$?)([A-Za-z0-9_.-]+)", rest)
-    if found is None or "did you mean" in message:
-        return ""
-    mark, word = found.groups()
-    known = sets.keys() if mark else WORDS | OWN_WORDS
-    close = difflib.get_close_matches(word, known, 1, 0.6)
-    return f"; did you mean '{mark}{close[0]}'?" if close and word not in known else ""

@@ -9,6 +9,8 @@
 | more tools per packet than the rings have frames for | restart | as above, but the rings are too small |
 | more tools and maps that mask packets than the rings have room for | restart | likewise |
 | drain_s | reload | it is looked at when the pipeline stops |
+| flows, there or not; their `of`, `layer`, `max_flows`, `names`, `records` | restart | a stage more, or another file in shared memory |
+| flows, all else | reload | stage and exporter take it between two blocks |
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from broker.core.model import Config, PolicyTest
 
 Action = Literal["keep", "reload", "restart"]
 RESTART = ("node", "inputs", "stages", "ring", "http")
-RELOAD = ("tools", "groups", "sets", "maps", "collector", "drain_s", "tests")
+RELOAD = ("tools", "groups", "sets", "maps", "collector", "drain_s", "tests", "flows")
+RESTART_OF_FLOWS = ("of", "layer", "max_flows", "names", "records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def diff(old: Config, new: Config, max_tools: int | None = None, max_copies: int
     changes = []
     for part in RESTART + RELOAD:
         reason = "; ".join(_told(getattr(old, part), getattr(new, part)))
-        changes.append(Change(part, _action(part) if reason else "keep", reason))
+        changes.append(Change(part, _action(part, old, new) if reason else "keep", reason))
     room = tool_room(old) if max_tools is None else max_tools
     if (needed := needed_tools(new)) > room:
         reason = f"a packet may go to {needed} tools, and the rings were made for {room}"
@@ -77,7 +80,10 @@ def _restart(change: Change, reason: str) -> Change:
     return replace(change, action="restart", reason=f"{change.reason}; {reason}".lstrip("; "))
 
 
-def _action(part: str) -> Action:
+def _action(part: str, old: Config, new: Config) -> Action:
+    if part == "flows":
+        reloads = old.flows and new.flows and all(getattr(old.flows, key) == getattr(new.flows, key) for key in RESTART_OF_FLOWS)
+        return "reload" if reloads else "restart"
     return "restart" if part in RESTART else "reload"
 
 
@@ -92,6 +98,9 @@ def _told(old: Any, new: Any) -> Iterable[str]:
             yield "in another order"
     elif isinstance(old, dict):
         yield from _named(old, new)
+    elif old is None or new is None:
+        if old is not new:
+            yield "added" if old is None else "removed"
     elif is_dataclass(old):
         yield from _fields(old, new)
     elif old != new:
@@ -120,7 +129,9 @@ def _fields(old: Any, new: Any) -> Iterable[str]:
         before, after = getattr(old, f.name), getattr(new, f.name)
         if before == after or isinstance(before, bytes):
             continue  # the bytes of a packet follow from its fields
-        if f.name == "rules":
+        if isinstance(before, tuple) and any(hasattr(item, "name") for item in before + after):
+            yield from (f"{f.name}.{text}" for text in _told(before, after))
+        elif f.name == "rules":
             yield f"rules {len(before)} -> {len(after)}" if len(before) != len(after) else "rules"
         elif is_dataclass(before) and type(before) is type(after):
             yield from (f"{f.name}.{text}" for text in _fields(before, after))

@@ -9,6 +9,8 @@
 | a group | none of its tools behind tunnels is asked whether it is there (`health`); failover: one before the last is not |
 | a tool | it is asked, but is in no group |
 | a tool | its receiver reads its tunnel, but not as may be meant (`receivers`) |
+| a site | one of its nets lies in a net of another site that does not hold it; it has no nets and holds nothing |
+| a secret | others than its owner can read the file |
 | an input | no map looks at it, and there is no collector; it takes packets from an address that they may be sent to |
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
+from broker.config.flow_hygiene import flow_warnings, sets_of
 from broker.config.lanes import lanes, reachable_tools
 from broker.config.policy import parse_expression, read_sets
 from broker.config.policy.lexer import scan
@@ -46,6 +49,8 @@ def warnings(config: Config, shadowed: Iterable[Shadow] = (), trees: Sequence[Se
     found += _sets(config)
     found += _ends(config)
     found += _rings(config)
+    if config.flows:
+        found += flow_warnings(config.flows, config.sets)
     return sorted(found, key=lambda w: (w[0].line, w[0].column, w[1]) if w[0] else (0, 0, w[1]))
 
 
@@ -118,6 +123,9 @@ def _sets(config: Config) -> Iterator[Warned]:
                 for token in scan(rule.expression):
                     if token.kind == "set":
                         used.setdefault(token.text, f"maps[{m}].rules[{r}]")
+    if config.flows:
+        for used_by, name in sets_of(config.flows):
+            used.setdefault(name, used_by)
     for name, entries in config.sets.items():
         if name not in used:
             yield config.set_places.get(name), f"sets.{name}", f"no rule uses set '{name}'"
@@ -163,7 +171,8 @@ def _ends(config: Config) -> Iterator[Warned]:
                 yield tool.place, f"tools.{tool.name}.tunnel.{key}", text
         if tool.name not in fed:
             yield tool.place, f"tools.{tool.name}", f"nothing is delivered to tool '{tool.name}': no map names it, nor does the collector"
-    if config.collector or not all(m.inputs for m in config.maps):
+    metered = config.flows is not None and config.flows.of == "captured"
+    if metered or config.collector or not all(m.inputs for m in config.maps):
         return
     looked_at = {name for m in config.maps for name in m.inputs}
     for one in config.inputs:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from broker.config import packet, schema, shaping, tools
+from broker.config import flows, packet, schema, shaping, tools
 from broker.config.checks import check
 from broker.config.document import Document, Error, read_document
+from broker.config.flow_files import check_secrets
 from broker.config.lanes import MAX_SHAPED_BYTES, geometry, lanes
 from broker.config.messages import told
 from broker.config.slots import assign_slots
@@ -27,7 +28,6 @@ from broker.core.model import (
     Rule,
     Stages,
     Stream,
-    Tls,
     Tool,
     Tunnel,
 )
@@ -62,7 +62,7 @@ def parse_config(text: str, file_name: str = "configuration", directory: str = "
         whole, found = _validated(document)
         said = {error[:2] for error in found}
         errors += found
-        errors += (e for e in check(document) if e[:2] not in said and not document.is_broken(e[1]))
+        errors += (e for e in check(document) if (e[:2] not in said or not e[1]) and not document.is_broken(e[1]))
     if errors or whole is None:
         raise ConfigErrors(errors)
     config = assign_slots(_config(whole, document, directory))
@@ -72,6 +72,8 @@ def parse_config(text: str, file_name: str = "configuration", directory: str = "
     if (n_bytes := geometry(config, lanes(config)[0]).shaped_bytes) > MAX_SHAPED_BYTES:
         text = f"tools and maps that change bytes of packets need {n_bytes} bytes beside each block, expected at most {MAX_SHAPED_BYTES}"
         errors.append((document.place(("ring", "block_bytes")), "ring.block_bytes", f"{text}: smaller blocks, or fewer such tools"))
+    if directory and config.flows:
+        errors += check_secrets(config.flows, document)
     if errors:
         raise ConfigErrors(errors)
     return config
@@ -99,6 +101,7 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         http=whole.http,
         drain_s=whole.drain_s,
         tests=tuple(_test(n, value, document, next(iter(whole.inputs))) for n, value in enumerate(whole.tests)),
+        flows=flows.flows(whole.flows, document, directory) if whole.flows else None,
         set_places={name: _key(document, "sets", name) for name in whole.sets},
     )
 
@@ -128,7 +131,7 @@ def _tool(
     if isinstance(value, tools.InterfaceTool):
         return replace(made, interface=value.interface, qdisc_bypass=value.qdisc_bypass)
     if isinstance(value, tools.StreamTool):
-        stream = Stream(value.connect or "", value.listen or "", value.buffer_bytes, _tls(value.tls, directory) if value.tls else None)
+        stream = Stream(value.connect or "", value.listen or "", value.buffer_bytes, tools.tls(value.tls, directory) if value.tls else None)
         return replace(made, format=value.format, stream=stream)
     if value.rotate_bytes or value.rotate_s:
         into = os.path.join(directory, str(value.directory))
@@ -136,11 +139,6 @@ def _tool(
         return replace(made, format=value.kind, rotation=rotation)
     file = value.file or os.path.join(str(value.directory), f"{name}.{value.kind}")
     return replace(made, file=file if file == STDOUT else os.path.join(directory, file), format=value.kind)
-
-
-def _tls(value: tools.TlsPart, directory: str) -> Tls:
-    files = {key: os.path.join(directory, file) if (file := getattr(value, key)) else "" for key in ("ca", "cert", "key")}
-    return Tls(**files, server_name=value.server_name, verify=value.verify)
 
 
 def _map(number: int, value: schema.MapPart, document: Document) -> Map:

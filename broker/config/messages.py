@@ -74,7 +74,7 @@ def _part(path: Path, tags: list[str]) -> type[Part]:
         return NESTED[str(path[-1])]
     if tags:
         return TAGGED[tags[-1]]
-    return SECTIONS.get(str(path[0]), Whole) if path else Whole
+    return next((SECTIONS[key] for key in (".".join(map(str, path[:2])), str(path[0])) if key in SECTIONS), Whole) if path else Whole
 
 
 def _keys(path: Path, tags: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import yaml
 
 from broker.config.document import Text
 from broker.config.packet import parse_fields
+from broker.config.render_flows import written_flows
 from broker.config.tunnels import TUNNELS
 from broker.core.model import MAX_PRIORITY, Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
@@ -34,7 +35,7 @@ def render(config: Config) -> str:
     whole = {
         "node": config.node,
         "inputs": {i.name: _input(i) for i in config.inputs},
-        "tools": {t.name: _tool(t) for t in config.tools},
+        **({"tools": {t.name: _tool(t) for t in config.tools}} if config.tools else {}),
         **({"groups": {g.name: _group(g) for g in config.groups}} if config.groups else {}),
         "sets": {name: [_entry(entry) for entry in entries] for name, entries in config.sets.items()},
         "maps": [
@@ -53,6 +54,7 @@ def render(config: Config) -> str:
         "ring": asdict(config.ring),
         **({"http": config.http} if config.http else {}),
         "drain_s": config.drain_s,
+        **({"flows": written_flows(config.flows)} if config.flows else {}),
         **({"tests": [_test(test) for test in config.tests]} if config.tests else {}),
     }
     text: str = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)

@@ -111,10 +111,11 @@ def boolean(value: Any) -> bool:
     )
 
 
-def seconds(value: Any, high: int) -> float:
-    word = text(value, f"a number of seconds 0..{high}")
-    if not _NUMBER.fullmatch(word) or float(word) > high:
-        raise Wrong(f"found {shown(value)}, expected a number of seconds 0..{high}")
+def seconds(value: Any, high: int, low: float = 0) -> float:
+    expected = f"a number of seconds {low}..{high}"
+    word = text(value, expected)
+    if not _NUMBER.fullmatch(word) or not low <= float(word) <= high:
+        raise Wrong(f"found {shown(value)}, expected {expected}")
     return float(word)
 
 

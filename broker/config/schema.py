@@ -13,9 +13,11 @@ import sys
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from broker.config import packet, scalars, tools
+from broker.config.flows import TAGGED as FLOW_TAGGED
+from broker.config.flows import AnonymisePart, FlowsPart, LinkPart, SitePart
 from broker.config.parts import (
     FILE,
     INTERFACE,
@@ -184,15 +186,15 @@ Tool = Annotated[
 class Whole(Part):
     """A tapmesh configuration."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["tools"]}, {"required": ["flows"]}]})
+
     node: Annotated[str, NAME] = Field(
         "tapmesh", description="name of this broker, for people; the pipeline in shared memory has the name that `tapmesh run --name` says"
     )
     inputs: dict[Annotated[str, NAME], Input] = Field(
         min_length=1, max_length=layout.INPUTS, description="inputs by name: where traffic comes from"
     )
-    tools: dict[Annotated[str, NAME], Tool] = Field(
-        min_length=1, max_length=layout.TOOLS, description="tools by name: where traffic is delivered"
-    )
+    tools: dict[Annotated[str, NAME], Tool] = Field({}, max_length=layout.TOOLS, description="tools by name: where traffic is delivered")
     groups: dict[Annotated[str, NAME], GroupPart] = Field(
         {}, description="groups by name: tools that share, repeat or stand in for each other"
     )
@@ -205,6 +207,7 @@ class Whole(Part):
     ring: RingPart = Field(default_factory=lambda: RingPart.model_validate({}), description="sizes of the rings")
     http: Annotated[str, text(scalars.endpoint)] = Field(_CONFIG["http"], description="address:port of /metrics, /healthz and /readyz")
     drain_s: Annotated[float, DRAIN] = Field(_CONFIG["drain_s"], description="how long a stop may take to deliver what was captured")
+    flows: FlowsPart | None = Field(None, description="flow records of the packets: who talks to whom; not made when left out")
     tests: list[TestPart] = Field([], description="packets, and which tools get them: a policy that fails one is not put in force")
 
 
@@ -217,11 +220,22 @@ TAGGED: dict[str, type[Part]] = {
     "@file": tools.FileTool,
     "@interface": tools.InterfaceTool,
     "@stream": tools.StreamTool,
+    **FLOW_TAGGED,
 }
-NESTED: dict[str, type[Part]] = {**SHAPING, "tls": tools.TlsPart}
+NESTED: dict[str, type[Part]] = {**SHAPING, "tls": tools.TlsPart, "anonymise": AnonymisePart}
 """Parts by the key under which they stand, anywhere."""
 
-SECTIONS: dict[str, type[Part]] = {"groups": GroupPart, "maps": MapPart, "tests": TestPart, "stages": StagesPart, "ring": RingPart}
+SECTIONS: dict[str, type[Part]] = {
+    "groups": GroupPart,
+    "maps": MapPart,
+    "tests": TestPart,
+    "stages": StagesPart,
+    "ring": RingPart,
+    "flows": FlowsPart,
+    "flows.links": LinkPart,
+    "flows.sites": SitePart,
+}
+"""Parts by the key, or the two keys, below which they stand."""
 
 
 def schema() -> dict[str, Any]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from broker.config.document import Document, Error, Path, Text, dotted
+from broker.config.checking import check_one_of, error_at
+from broker.config.document import Document, Error, Path, Text
 
 ROTATE = ("rotate_bytes", "rotate_s")
 ROTATED = ("keep_files", "compress")
@@ -31,40 +32,30 @@ def written_file(path: Path, value: dict[str, Any]) -> tuple[Path, str] | None:
     return None
 
 
-def _error(document: Document, path: Path, text: str) -> Error:
-    return document.place(path), dotted(path), text
-
-
-def _one_of(document: Document, path: Path, value: dict[str, Any], one: str, other: str) -> Iterator[Error]:
-    if (one in value) == (other in value):
-        found = f"both {one} and {other}" if one in value else f"neither {one} nor {other}"
-        yield _error(document, path, f"{found}, expected one of them")
-
-
 def _file(document: Document, path: Path, value: dict[str, Any]) -> Iterator[Error]:
-    yield from _one_of(document, path, value, "file", "directory")
+    yield from check_one_of(document, path, value, "file", "directory")
     if "directory" not in value:
         for key in (*ROTATE, *ROTATED):
             if key in value:
-                yield _error(document, (*path, key), "files that follow one another need a directory, expected directory instead of file")
+                yield error_at(document, (*path, key), "files that follow one another need a directory, expected directory instead of file")
     elif not any(key in value for key in ROTATE):
         for key in ROTATED:
             if key in value:
-                yield _error(document, (*path, key), "there is one file only, expected rotate_bytes or rotate_s too")
+                yield error_at(document, (*path, key), "there is one file only, expected rotate_bytes or rotate_s too")
 
 
 def _stream(document: Document, path: Path, value: dict[str, Any]) -> Iterator[Error]:
-    yield from _one_of(document, path, value, "connect", "listen")
+    yield from check_one_of(document, path, value, "connect", "listen")
     if isinstance(value.get("connect"), Text) and value["connect"].endswith(":0"):
-        yield _error(document, (*path, "connect"), "port 0 cannot be dialled, expected 1..65535")
+        yield error_at(document, (*path, "connect"), "port 0 cannot be dialled, expected 1..65535")
     tls = value.get("tls")
     if not isinstance(tls, dict):
         return
     if "key" in tls and "cert" not in tls:
-        yield _error(document, (*path, "tls", "key"), "a key without its certificate, expected cert too")
+        yield error_at(document, (*path, "tls", "key"), "a key without its certificate, expected cert too")
     if "listen" in value:
         if "cert" not in tls:
-            yield _error(document, (*path, "tls"), "whoever listens has a certificate, expected cert")
+            yield error_at(document, (*path, "tls"), "whoever listens has a certificate, expected cert")
         for key in ("server_name", "verify"):
             if key in tls:
-                yield _error(document, (*path, "tls", key), "is about the receiver that is dialled, expected connect instead of listen")
+                yield error_at(document, (*path, "tls", key), "is about the receiver that is dialled, expected connect instead of listen")

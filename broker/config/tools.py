@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -74,3 +75,8 @@ class StreamTool(ReceiverPart):
         _STREAM["buffer_bytes"], description="what the kernel is asked to hold for a reader that is slow"
     )
     tls: TlsPart | None = Field(None, description="encrypt: {} is enough to dial; listening needs cert")
+
+
+def tls(value: TlsPart, directory: str) -> model.Tls:
+    files = {key: os.path.join(directory, file) if (file := getattr(value, key)) else "" for key in ("ca", "cert", "key")}
+    return model.Tls(**files, server_name=value.server_name, verify=value.verify)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
-from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Stages, Stream, Tls, Tool, Tunnel
+from broker.core.flow_model import ATTRIBUTES, Export, Flows, Link, Site, Store
+from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Sample, Stages, Stream, Tls, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -139,6 +140,79 @@ def endpoints(draw: st.DrawFn, name: str, n: int) -> Input:
     )
 
 
+_TLS = st.builds(Tls, ca=st.just("") | words, server_name=st.sampled_from(["", "a.example"]), verify=st.booleans())
+
+
+@st.composite
+def exports(draw: st.DrawFn, name: str, n: int) -> Export:
+    """`n` differs between those of one configuration."""
+    kind = draw(st.sampled_from(["ipfix", "netflow9", "netflow5", "json"]))
+    transport = draw(st.sampled_from({"ipfix": ["udp", "tcp", "tls"], "json": ["tcp", "tls", "file"]}.get(kind, ["udp"])))
+    said: dict[str, Any] = {}
+    if transport == "udp":
+        said |= {"mtu_bytes": draw(st.integers(576, 65_535))}
+        said |= {} if kind == "netflow5" else {"template_refresh_s": draw(st.integers(1, 86_400))}
+    else:
+        said |= {"buffer_bytes": draw(st.integers(1 << 16, 1 << 30))}
+    if kind in ("ipfix", "netflow9"):
+        said |= {"domain": draw(_bits(32))}
+    if transport == "file":
+        return Export(name, kind, transport, file=f"lines{n}", **said)
+    said |= {"tls": draw(_TLS)} if transport == "tls" else {}
+    return Export(name, kind, transport, draw(v4 | v6), draw(st.integers(1, 65_535)), **said)
+
+
+@st.composite
+def stores(draw: st.DrawFn) -> Store:
+    kind = draw(st.sampled_from(["parquet", "clickhouse", "kafka"]))
+    said: dict[str, Any] = {"flush_s": draw(st.integers(1, 3600)), "spool_bytes": draw(st.integers(1 << 20, 1 << 44))}
+    if kind == "parquet":
+        said |= {"keep_days": draw(st.integers(0, 36_500)), "keep_bytes": draw(st.integers(0, 1 << 50))}
+    elif kind == "clickhouse":
+        secure = draw(st.booleans())
+        said |= {"url": f"http{'s' if secure else ''}://{draw(st.sampled_from(['db', '192.0.2.1', '[2001:db8::1]']))}:8123"}
+        said |= {"tls": draw(_TLS)} if secure else {}
+        said |= draw(st.sampled_from([{}, {"user": "on"}, {"user": "u", "password_file": "p"}]))
+        said |= {"database": draw(st.sampled_from(["tapmesh", "null", "no"]))}
+    else:
+        said |= {"servers": draw(st.lists(st.sampled_from(["a:1", "192.0.2.1:9092", "[::1]:9092"]), min_size=1).map(tuple))}
+        said |= {"topic": draw(st.sampled_from(["t", "1.5", "a_b"])), "tls": draw(st.none() | _TLS)}
+    return Store(kind, draw(words), **said)
+
+
+@st.composite
+def some_flows(draw: st.DrawFn, inputs: list[str], with_tools: bool) -> Flows:
+    def named() -> list[str]:
+        return draw(st.lists(names, max_size=3, unique=True))
+
+    made = tuple(draw(exports(name, n)) for n, name in enumerate(named()))
+    some_inputs = st.lists(st.sampled_from(inputs), min_size=1, unique=True).map(lambda found: {"inputs": tuple(found)})
+    matched = expressions.filter(bool).map(lambda text: {"match": text})
+    sites = named()
+    return Flows(
+        of=draw(st.sampled_from(["captured", "forwarded"] if with_tools else ["captured"])),
+        layer=draw(st.sampled_from(["outer", "inner"])),
+        max_flows=draw(st.integers(1_000, 8_000_000)),
+        idle_s=draw(st.sampled_from([0.1, 15.0, 3600.0])),
+        active_s=draw(st.sampled_from([1.0, 60.5, 3600.0])),
+        names=draw(st.integers(0, 65_000)),
+        records=draw(st.integers(1_024, 1 << 21)),
+        sample=draw(st.none() | st.builds(Sample, st.integers(1, 1_000_000), st.sampled_from(["flow", "packet"]))),
+        overload=draw(st.sampled_from(["", "skip", "wait"])),
+        anonymise_key_file=draw(st.just("") | words),
+        drop=draw(st.lists(st.sampled_from(ATTRIBUTES)).map(tuple)),
+        exports=made,
+        store=draw(stores() if not made else st.none() | stores()),
+        meter_s=draw(st.integers(1, 3600)),
+        links=tuple(Link(name, draw(st.integers(1, 10**15)), **draw(some_inputs | matched)) for name in named()),
+        sites=tuple(
+            Site(name, (f"10.{n}.0.0/24", f"2001:db8::{n + 1}/128")[: draw(st.integers(0, 2))], draw(st.sampled_from(["", *sites[:n]])))
+            for n, name in enumerate(sites)
+        ),
+        new_days=draw(st.integers(1, 3650)),
+    )
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     def some(least: int) -> list[str]:
@@ -174,6 +248,10 @@ def configs(draw: st.DrawFn) -> Config:
         )
         for name in some(0)
     ]
+    if not draw(st.integers(0, 3)):  # insight only
+        flows: Flows | None = draw(some_flows([i.name for i in inputs], with_tools=False))
+        return assign_slots(Config(draw(names), tuple(inputs), (), (), {"set_": ("10.0.0.1",)}, flows=flows))
+    flows = draw(st.none() | some_flows([i.name for i in inputs], with_tools=True))
     config = Config(
         node=draw(names),
         inputs=tuple(inputs),
@@ -185,6 +263,7 @@ def configs(draw: st.DrawFn) -> Config:
         ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
         http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),
         drain_s=draw(st.sampled_from([0.0, 0.5, 10.0, 3600.0])),
+        flows=flows,
         tests=tuple(draw(st.lists(policy_tests([i.name for i in inputs], tool_names, [m.name for m in maps]), max_size=2))),
     )
     return assign_slots(config)

@@ -1,0 +1,140 @@
+"""Mistakes made in the part `flows`, as in `mistakes`."""
+
+# ruff: noqa: E501 - messages stand as they are told
+
+FLOWS = """\
+inputs:
+  span0: {kind: afpacket, interface: ens224}
+sets:
+  vms: [10.1.0.0/25, "2001:db8::/64"]
+  ports: [80, 443]
+flows:
+  idle_s: 15
+  exports:
+    collector: {kind: ipfix, to: "udp://192.0.2.9:4739"}
+    old: {kind: netflow5, to: "udp://[2001:db8::1]:2055"}
+    lines: {kind: json, file: flows.json}
+  store: {kind: clickhouse, url: "http://db:8123", user: u, password_file: p, directory: spool}
+  links:
+    uplink: {inputs: [span0], capacity_bits_per_s: 10_000_000_000}
+    pos: {match: net $vms, capacity_bits_per_s: 1_000_000}
+  sites:
+    esx07: {nets: [$vms, 10.2.0.0/24], within: rack1}
+    rack1: {}
+"""
+
+OF_FLOWS: list[tuple[str, ...]] = [
+    ("idle_s: 15", "idle: 15",
+     "7:3: flows: unknown key 'idle'; did you mean 'idle_s'?"),
+    ("idle_s: 15", "idle_s: 0",
+     "7:11: flows.idle_s: found '0', expected a number of seconds 0.1..3600"),
+    ("idle_s: 15", "active_s: 3601",
+     "7:13: flows.active_s: found '3601', expected a number of seconds 1..3600"),
+    ("idle_s: 15", "max_flows: 999",
+     "7:14: flows.max_flows: 999 is out of range, expected 1000..8000000"),
+    ("idle_s: 15", "names: 65_001",
+     "7:10: flows.names: 65_001 is out of range, expected 0..65000"),
+    ("idle_s: 15", "overload: drop",
+     "7:13: flows.overload: unknown word 'drop', expected skip or wait"),
+    ("idle_s: 15", "drop: [names, adresses]",
+     "7:17: flows.drop[1]: unknown word 'adresses', expected names, ports, vlan, tunnel, tos, ttl, tcp_flags, rtt, retransmitted or sizes"),
+    ("idle_s: 15", "sample: {by: packet}",
+     "7:11: flows.sample: key 'one_in' is missing, expected one in how many"),
+    ("idle_s: 15", "anonymise: {key: abc}",
+     "7:14: flows.anonymise: key 'key_file' is missing, expected a file of 32 bytes, or of 64 hexadecimal digits: who has it can undo it",
+     "7:15: flows.anonymise: unknown key 'key'; expected one of key_file"),
+    ("idle_s: 15", "of: forwarded",
+     "7:7: flows.of: there are no tools that packets are forwarded to, expected captured, or tools"),
+    ("kind: ipfix", "kind: ipfx",
+     "9:23: flows.exports.collector.kind: unknown kind 'ipfx', expected ipfix, netflow9, netflow5 or json; did you mean 'ipfix'?"),
+    ("    collector:", "    store:",
+     "9:5: flows.exports: 'store' is what the store is called in counters, expected another name"),
+    ("    collector:", f"    {'c' * 33}:",
+     f"9:5: flows.exports: '{'c' * 33}' is too long for an export, expected up to 32 characters"),
+    ("udp://192.0.2.9:4739", "192.0.2.9:4739",
+     "9:34: flows.exports.collector.to: '192.0.2.9:4739' is not where to send, expected udp://, tcp:// or tls:// and address:port, such as udp://192.0.2.9:4739"),
+    ("udp://192.0.2.9:4739", "sctp://192.0.2.9:4739",
+     "9:34: flows.exports.collector.to: unknown word 'sctp', expected udp://, tcp:// or tls:// and address:port, such as udp://192.0.2.9:4739"),
+    ("udp://192.0.2.9:4739", "udp://collector:4739",
+     "9:34: flows.exports.collector.to: 'collector:4739' is not address:port, expected such as 127.0.0.1:9464 or '[::1]:9464'"),
+    ("udp://192.0.2.9:4739", "udp://224.0.0.1:4739",
+     "9:34: flows.exports.collector.to: '224.0.0.1' is a multicast address, expected the address of one host"),
+    ("udp://192.0.2.9:4739", "udp://192.0.2.9:0",
+     "9:34: flows.exports.collector.to: port 0 cannot be sent to, expected 1..65535"),
+    ('to: "udp://192.0.2.9:4739"', "file: x",
+     "9:16: flows.exports.collector: key 'to' is missing, expected the collector: udp://address:port, tcp:// or tls://",
+     "9:30: flows.exports.collector: unknown key 'file'; expected one of kind, to, template_refresh_s, domain, buffer_bytes, tls, mtu_bytes"),
+    ('"udp://192.0.2.9:4739"', "tcp://192.0.2.9:4739, mtu_bytes: 1400, template_refresh_s: 5, tls: {}",
+     "9:56: flows.exports.collector.mtu_bytes: it is of udp:// only, and this goes over tcp",
+     "9:73: flows.exports.collector.template_refresh_s: it is of udp:// only, and this goes over tcp",
+     "9:96: flows.exports.collector.tls: it is of tls:// only, and this goes over tcp"),
+    ('"udp://192.0.2.9:4739"', "udp://192.0.2.9:4739, buffer_bytes: 65536",
+     "9:56: flows.exports.collector.buffer_bytes: it is of tcp:// and tls:// only, and this goes over udp"),
+    ('"udp://192.0.2.9:4739"', "tls://192.0.2.9:4739, tls: {key: k}",
+     "9:67: flows.exports.collector.tls.key: a key without its certificate, expected cert too"),
+    ("udp://[2001:db8::1]:2055", "tcp://[2001:db8::1]:2055",
+     "10:31: flows.exports.old.to: unknown word 'tcp', expected udp:// and address:port, such as udp://192.0.2.9:4739"),
+    ("kind: netflow5,", "kind: netflow5, domain: 7,",
+     "10:27: flows.exports.old: unknown key 'domain'; expected one of kind, to, mtu_bytes"),
+    ("file: flows.json", "file: flows.json, to: tcp://192.0.2.9:1",
+     "11:12: flows.exports.lines: both to and file, expected one of them"),
+    (", file: flows.json", "",
+     "11:12: flows.exports.lines: neither to nor file, expected one of them"),
+    ("file: flows.json", "file: flows.json, tls: {}",
+     "11:43: flows.exports.lines.tls: a file is not sent, expected to: tls://address:port instead"),
+    ("file: flows.json", "to: udp://192.0.2.9:1",
+     "11:29: flows.exports.lines.to: unknown word 'udp', expected tcp:// or tls:// and address:port, such as tcp://192.0.2.9:4739"),
+    ("file: flows.json}", "file: flows.json}\n    again: {kind: json, file: ./flows.json}",
+     "12:31: flows.exports.again.file: file 'flows.json' is used twice, the first time in flows.exports.lines.file"),
+    ("flows:\n", "tools: {t: {kind: pcap, file: '-'}}\ncollector: t\nflows:\n  exports: {e: {kind: json, file: '-'}}\nflowz:\n",
+     "9:35: flows.exports.e.file: file '-' is used twice, the first time in tools.t.file",
+     "10:1: unknown key 'flowz'; did you mean 'flows'?"),
+    ("kind: clickhouse", "kind: clikhouse",
+     "12:17: flows.store.kind: unknown kind 'clikhouse', expected parquet, clickhouse or kafka; did you mean 'clickhouse'?"),
+    ("http://db:8123", "http://u:geheim@db:8123",
+     "12:34: flows.store.url: a user or a password in it would be shown wherever it is, expected the keys 'user' and 'password_file'"),
+    ("http://db:8123", "http://db:8123/x",
+     "12:34: flows.store.url: 'http://db:8123/x' is not the URL of a server, expected http:// or https:// and host:port, such as http://127.0.0.1:8123"),
+    ("http://db:8123", "http://db:port",
+     "12:34: flows.store.url: 'http://db:port' is not a URL, expected http:// or https:// and host:port, such as http://127.0.0.1:8123"),
+    ("password_file: p", "password: p",
+     "12:61: flows.store: unknown key 'password'; did you mean 'password_file'?"),
+    ("user: u, ", "",
+     "12:52: flows.store.password_file: a password without its user, expected user too"),
+    (", directory: spool", "",
+     "12:10: flows.store: key 'directory' is missing, expected the directory in which records wait (spool)"),
+    ("user: u,", "tls: {}, user: u,",
+     "12:52: flows.store.tls: http is not encrypted, expected url: https://..."),
+    ("user: u,", "database: 1a, user: u,",
+     "12:62: flows.store.database: '1a' is not the name of a database, expected up to 63 letters, digits and '_', not starting with a digit"),
+    ('{kind: clickhouse, url: "http://db:8123", user: u, password_file: p, directory: spool}', "{kind: kafka, servers: [h, 'h:99999'], topic: a b, directory: s}",
+     "12:34: flows.store.servers[0]: 'h' is not host:port, expected such as kafka1.example.net:9092 or '[2001:db8::1]:9092'",
+     "12:37: flows.store.servers[1]: 'h:99999' is not host:port, expected such as kafka1.example.net:9092 or '[2001:db8::1]:9092'",
+     "12:56: flows.store.topic: 'a b' is not the name of a topic, expected up to 200 letters, digits, '.', '_' and '-'"),
+    ("inputs: [span0]", "inputs: [span1]",
+     "14:23: flows.links.uplink.inputs[0]: unknown input 'span1'; did you mean 'span0'?"),
+    ("inputs: [span0],", "inputs: [span0], match: tcp,",
+     "14:13: flows.links.uplink: both inputs and match, expected one of them"),
+    ("inputs: [span0], ", "",
+     "14:13: flows.links.uplink: neither inputs nor match, expected one of them"),
+    (", capacity_bits_per_s: 10_000_000_000", "",
+     "14:13: flows.links.uplink: key 'capacity_bits_per_s' is missing, expected what it can take"),
+    ("match: net $vms", "match: net $vmss",
+     "15:22: flows.links.pos.match: unknown set '$vmss' (sets: ports, vms) (column 5 of the expression); did you mean '$vms'?"),
+    ("match: net $vms", "match: tpc",
+     "15:18: flows.links.pos.match: unknown word 'tpc' (names are not looked up: write the address) (column 1 of the expression); did you mean 'tcp'?"),
+    ("[$vms, 10.2.0.0/24]", "[$vm, 10.2.0.0/24]",
+     "17:20: flows.sites.esx07.nets[0]: unknown set 'vm'; did you mean 'vms'?"),
+    ("[$vms, 10.2.0.0/24]", "[$ports, 10.2.0.1/24]",
+     "17:20: flows.sites.esx07.nets[0]: set 'ports' is of ports, expected addresses and nets",
+     "17:28: flows.sites.esx07.nets[1]: '10.2.0.1/24' has bits set behind its prefix, expected 10.2.0.0/24 or 10.2.0.1"),
+    ("within: rack1", "within: rack",
+     "17:48: flows.sites.esx07.within: unknown site 'rack'; did you mean 'rack1'?"),
+    ("rack1: {}", "rack1: {within: esx07}",
+     "17:48: flows.sites.esx07.within: it holds itself: esx07 within rack1 within esx07",
+     "18:21: flows.sites.rack1.within: it holds itself: rack1 within esx07 within rack1"),
+    ("rack1: {}", "rack1: {nets: 10.1.0.0/25}",
+     "18:19: flows.sites.rack1.nets: 10.1.0.0/25 is given twice, the first time in flows.sites.esx07.nets[0]"),
+    ("rack1: {}", "rack1: {net: 10.1.0.0/25}",
+     "18:13: flows.sites.rack1: unknown key 'net'; did you mean 'nets'?"),
+]  # fmt: skip
