@@ -53,8 +53,8 @@ def forecast(store: Store, period: Period, name: str, links: list[Subject], capa
 
 def _history(store: Store, period: Period, step_ns: int, name: str, links: list[Subject], capacities: dict[str, int]) -> _History:
     if name == STORE:
-        values, known, capacity = filled(store, period, step_ns)
-        return _without_gaps("the store", values, known, period, step_ns, float(capacity), "bytes")
+        values, known, most = filled(store, period, step_ns)
+        return _without_gaps("the store", values, known, period, step_ns, float(most), "bytes")
     kind, _, plain = name.rpartition(":")
     candidates = [link for link in links if link.name == plain and kind in ("", "link")]
     of_meters = metered(store, period, step_ns, capacities)
@@ -142,10 +142,10 @@ def _notes(history: _History, found: Forecast, facts: dict[str, object]) -> tupl
     return tuple(notes)
 
 
-def _days(found: Forecast, begins_ns: int, step_ns: int) -> list[tuple[int, float, float, float]]:
+def _days(found: Forecast, begins_ns: int, step_ns: int) -> list[tuple[float, ...]]:
     """(day, expected, low, high) of the step of each day that has most."""
     times = begins_ns + np.arange(len(found.path.mean)) * step_ns
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for day in np.unique(times // DAY_NS):
         of_day = np.flatnonzero(times // DAY_NS == day)
         at = of_day[int(np.argmax(found.path.mean[of_day]))]

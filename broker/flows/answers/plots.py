@@ -102,7 +102,8 @@ def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, in
         grid[row, column] = value if value > 0 else np.nan
     top = max(cells.values(), default=1) or 1
     low = min((value for value in cells.values() if value > 0), default=1)
-    image = axes.imshow(grid, cmap="Blues", norm=LogNorm(max(low / 3, top / 1e6), top * 1.5))
+    least, most = max(low / 3, top / 1e6), top * 1.5
+    axes.imshow(grid, cmap="Blues", norm=LogNorm(least, most))
     axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
@@ -114,7 +115,7 @@ def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, in
     axes.tick_params(which="minor", length=0, top=False, bottom=False, left=False)
     for (row, column), value in cells.items():
         if value > 0:
-            dark = float(image.norm(np.array([value]))[0]) > 0.5
+            dark = np.log(value / least) > 0.5 * np.log(most / least)
             words = scaled(value, kind).replace(" ", "\n")
             axes.text(column, row, words, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
     axes.set_ylabel("from", color=GREY)

@@ -1,10 +1,8 @@
-"""The stored files as tables to ask: which files a time needs, and DuckDB over them."""
+"""The stored files as tables to ask, with DuckDB."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +10,7 @@ from broker.core.errors import TapmeshError
 from broker.flows.answers.conditions import quoted
 from broker.flows.answers.times import HOUR_NS, Period
 from broker.flows.columns import FLOWS, METERS, Column
+from broker.flows.store.hours import files
 
 if TYPE_CHECKING:
     import duckdb
@@ -22,34 +21,6 @@ _COLUMNS = {FLOWS_TABLE: FLOWS, METERS_TABLE: METERS}
 _TIMES = {FLOWS_TABLE: "last_ns", METERS_TABLE: "at_ns"}
 _RETRIES = 3
 _ROWS_AT_ONCE = 1000
-
-
-def files(directory: Path, table: str, from_ns: int, to_ns: int) -> list[str]:
-    """Those that may hold rows of this time: TABLE/date=YYYY-MM-DD/hour=HH/*.parquet, by the hour of `last_ns` (meters: `at_ns`), UTC."""
-    found: list[str] = []
-    for date in sorted(_subdirectories(directory / table, "date=")):
-        for hour in sorted(_subdirectories(date, "hour=")):
-            begins = _begins_ns(date.name.removeprefix("date="), hour.name.removeprefix("hour="))
-            if begins is not None and begins < to_ns and begins + HOUR_NS > from_ns:
-                found += sorted(str(path) for path in hour.glob("*.parquet"))
-    return found
-
-
-def _subdirectories(path: Path, prefix: str) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise TapmeshError(f"{path}: {error.strerror}") from None
-
-
-def _begins_ns(date: str, hour: str) -> int | None:
-    try:
-        return int(datetime.strptime(f"{date} {hour}", "%Y-%m-%d %H").replace(tzinfo=UTC).timestamp()) * 1_000_000_000
-    except ValueError:
-        return None  # not ours
 
 
 def import_duckdb() -> Any:
@@ -84,21 +55,35 @@ class Store:
         for at in range(0, len(lines), _ROWS_AT_ONCE):
             self.run(f"INSERT INTO {name} VALUES {', '.join(lines[at : at + _ROWS_AT_ONCE])}")
 
+    @property
+    def io_errors(self) -> tuple[type[Exception], ...]:
+        return (self._duckdb.IOException,)
+
     def flows(self, period: Period, condition: str = "true", *, whole_files: bool = False) -> str:
         """The records of a time (by `last_ns`) as something to select from. `whole_files`: and what else lies in their files."""
-        return self._table(FLOWS_TABLE, period, condition, whole_files)
+        whole, edges = self.files(period)
+        return self.records([*whole, *edges], [], None, condition) if whole_files else self.records(whole, edges, period, condition)
 
     def meters(self, period: Period, condition: str = "true") -> str:
-        return self._table(METERS_TABLE, period, condition, False)
+        whole, edges = self.files(period, METERS_TABLE)
+        return self.records(whole, edges, period, condition, METERS_TABLE)
 
-    def _table(self, table: str, period: Period, condition: str, whole_files: bool) -> str:
-        within = files(self.directory, table, -(-period.from_ns // HOUR_NS) * HOUR_NS, period.to_ns // HOUR_NS * HOUR_NS)
-        others = [path for path in files(self.directory, table, period.from_ns, period.to_ns) if path not in set(within)]
-        time = _TIMES[table]
-        when = f"{time} >= {period.from_ns} AND {time} < {period.to_ns}"
-        parts = [_read(within, condition)] if within else []
-        if others:  # only these are asked for the time of each row: reading a column more costs
-            parts.append(_read(others, condition if whole_files else f"{when} AND {condition}"))
+    def files(self, period: Period, table: str = FLOWS_TABLE) -> tuple[list[Path], list[Path]]:
+        """Those of hours that lie in the time as a whole, and the others that have rows of it."""
+        found = files(self.directory, period.from_ns, period.to_ns, table)
+        hours = (-(-period.from_ns // HOUR_NS) * HOUR_NS, period.to_ns // HOUR_NS * HOUR_NS)
+        within = {path.parent for path in files(self.directory, *hours, table)}
+        return [path for path in found if path.parent in within], [path for path in found if path.parent not in within]
+
+    def records(
+        self, whole: list[Path], edges: list[Path], period: Period | None, condition: str = "true", table: str = FLOWS_TABLE
+    ) -> str:
+        """Something to select from: all rows of the files `whole`, and those of `edges` that are of the time. Only these are asked for the
+        time of each row: reading a column more costs."""
+        parts = [_read(whole, condition)] if whole else []
+        if edges and period is not None:
+            time = _TIMES[table]
+            parts.append(_read(edges, f"{time} >= {period.from_ns} AND {time} < {period.to_ns} AND {condition}"))
         return f"({' UNION ALL '.join(parts)})" if parts else _empty(_COLUMNS[table])
 
     def answered(self, question: Callable[[], T]) -> T:
@@ -116,8 +101,8 @@ class Store:
         raise AssertionError
 
 
-def _read(paths: list[str], condition: str) -> str:
-    listed = ", ".join(quoted(path) for path in paths)
+def _read(paths: list[Path], condition: str) -> str:
+    listed = ", ".join(quoted(str(path)) for path in paths)
     return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false) WHERE {condition}"
 
 

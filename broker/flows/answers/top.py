@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from broker.flows.answers import rollup
 from broker.flows.answers.answer import Answer, Cell, Column, text
 from broker.flows.answers.groups import MEASURES, by_address, names_of, shown
 from broker.flows.answers.services import protocol_name, service
@@ -52,15 +53,19 @@ def top(store: Store, period: Period, condition: str, by: str, of: Sequence[str]
     chosen = _BY[by]
     records = store.flows(period, condition if chosen.only == "true" else f"{condition} AND {chosen.only}")
     measures = [f"{MEASURES[name]}::BIGINT AS {name}" for name in of]
-    if by == "address":
+    rolled = rollup.groups(store, period, by, of) if condition == "true" and by in rollup.NEEDED else None
+    if rolled is not None:
+        groups = f"groups AS MATERIALIZED ({rolled})"
+        total = f"SELECT sum({of[0]}) FROM ({rollup.groups(store, period, 'source', of)})"
+    elif by == "address":
         groups, total = _either_end(records, measures, of)
     else:
-        groups = by_address(records, chosen.ends, chosen.keys, measures) if chosen.ends else _plain(records, chosen.keys, measures)
+        made = by_address(records, chosen.ends, chosen.keys, measures) if chosen.ends else _plain(records, chosen.keys, measures)
+        groups = f"groups AS MATERIALIZED ({made})"
         total = f"SELECT sum({of[0]}) FROM groups"
     keys = [*(names_of(chosen.ends) if chosen.ends else ()), *chosen.keys]
     rows = store.run(
-        f"WITH {groups if by == 'address' else f'groups AS MATERIALIZED ({groups})'} "
-        f"SELECT {', '.join([*keys, *of])}, ({total}) FROM groups ORDER BY {of[0]} DESC, {', '.join(keys)} LIMIT {limit}"
+        f"WITH {groups} SELECT {', '.join([*keys, *of])}, ({total}) FROM groups ORDER BY {of[0]} DESC, {', '.join(keys)} LIMIT {limit}"
     )
     n = len(keys)
     return Answer(

@@ -22,7 +22,7 @@ from broker.flows.answers.listing import listing
 from broker.flows.answers.new import new
 from broker.flows.answers.parquet import write_parquet
 from broker.flows.answers.services import service
-from broker.flows.answers.store import Store, files
+from broker.flows.answers.store import Store
 from broker.flows.answers.talks import conversations, services
 from broker.flows.answers.times import Period
 from broker.flows.answers.top import BY, OF, top
@@ -244,19 +244,6 @@ def test_numbers_across_the_edge_of_a_time_are_no_gap(tmp_path: Path) -> None:
     write(tmp_path, shuffled)
     for period in (Period(edge, edge + HOUR), Period(edge - HOUR, edge)):
         assert gaps(Store(tmp_path), period).notes == ("no record is missing",)
-
-
-def test_files_are_those_of_the_hours(tmp_path: Path) -> None:
-    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", last_ns=DAY * S + h * HOUR) for h in (0, 5, 23, 24)])
-    (tmp_path / "flows" / "date=2024-10-04" / "hour=xx").mkdir()
-
-    def hours(from_ns: int, to_ns: int) -> list[str]:
-        return [Path(f).parent.name for f in files(tmp_path, "flows", DAY * S + from_ns, DAY * S + to_ns)]
-
-    assert hours(0, 1) == ["hour=00"]
-    assert hours(HOUR, 5 * HOUR) == []
-    assert hours(HOUR, 5 * HOUR + 1) == ["hour=05"]
-    assert hours(0, 25 * HOUR) == ["hour=00", "hour=05", "hour=23", "hour=00"]
 
 
 def test_a_store_that_is_not_there_or_not_ours_is_told(tmp_path: Path) -> None:
