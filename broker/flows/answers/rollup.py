@@ -1,4 +1,4 @@
-"""What each address sent and got in an hour, kept beside the records of that hour, so that a day need not be read again to know who has most.
+"""What each address sent and got in an hour, kept beside the records of that hour, so that a day need not be read again for who has most.
 
 A rollup is exact for as long as it counts: its name is a digest of the names of the files that it was made of, and what a stored file holds
 never changes. When a file comes, or files are merged, the next question makes it anew. It is only made of an hour that no file has come
