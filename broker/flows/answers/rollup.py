@@ -76,7 +76,7 @@ def made(store: Store, hour: Path, files: Sequence[Path]) -> Path | None:
         store.run(f"COPY ({_rolled(store.records(list(files), [], None))}) TO {quoted(str(scratch))} (FORMAT parquet, COMPRESSION snappy)")
         os.utime(scratch, (newest, newest))  # by its youngest file the hour is known to be old
         scratch.rename(path)
-    except (OSError, *store.io_errors):
+    except (OSError, store.io_error):
         return None
     for other in hour.glob(f"{PREFIX}*.parquet"):
         if other != path:

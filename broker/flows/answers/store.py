@@ -56,8 +56,10 @@ class Store:
             self.run(f"INSERT INTO {name} VALUES {', '.join(lines[at : at + _ROWS_AT_ONCE])}")
 
     @property
-    def io_errors(self) -> tuple[type[Exception], ...]:
-        return (self._duckdb.IOException,)
+    def io_error(self) -> type[Exception]:
+        """What a file that has gone raises."""
+        found: type[Exception] = self._duckdb.IOException
+        return found
 
     def flows(self, period: Period, condition: str = "true", *, whole_files: bool = False) -> str:
         """The records of a time (by `last_ns`) as something to select from. `whole_files`: and what else lies in their files."""
