@@ -48,8 +48,8 @@ def import_ets() -> tuple[type, type]:
     """TapmeshError: statsmodels is not installed."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when scipy is loaded: for matrices this small its threads only wait
     try:
+        from statsmodels.tsa.exponential_smoothing.ets import ETSModel  # isort: skip - what it needs itself comes after it
         import pandas
-        from statsmodels.tsa.exponential_smoothing.ets import ETSModel
     except ImportError:
         raise TapmeshError("forecasts are made with statsmodels, which is not installed: pip install 'tapmesh[flows]'") from None
     return ETSModel, pandas.Series

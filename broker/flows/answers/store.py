@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +41,9 @@ class Store:
             raise TapmeshError(f"{directory}: there is no store here")
         self.directory = directory
         self._duckdb = import_duckdb()
-        self._connection: duckdb.DuckDBPyConnection = self._duckdb.connect(":memory:")
+        spilled = Path(tempfile.gettempdir()) / f"tapmesh-flows-{os.getpid()}"  # made if need be, and removed in the end
+        settings = {"temp_directory": str(spilled), "autoinstall_known_extensions": False}  # nothing is loaded from the network
+        self._connection: duckdb.DuckDBPyConnection = self._duckdb.connect(":memory:", config=settings)
         self.run("SET preserve_insertion_order = false")  # answers are ordered by what they are about
         self.run("SET TimeZone = 'UTC'")
         if threads:
