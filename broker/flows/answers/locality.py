@@ -121,7 +121,8 @@ def _levels(store: Store, chains: Mapping[str, list[str]], hosts: set[str]) -> d
         level = common(source, destination, chains)
         level = TOGETHER if level in hosts else level
         found[level] = found.get(level, 0) + n
-    order = [*(name for name in found if name not in (ACROSS, UNKNOWN)), ACROSS, UNKNOWN]
+    holders = sorted((name for name in found if name in chains), key=lambda name: (-len(chains[name]), name))  # the narrowest first
+    order = [TOGETHER, *holders, ACROSS, UNKNOWN]
     return {name: found[name] for name in order if name in found}
 
 
