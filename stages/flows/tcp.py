@@ -13,6 +13,7 @@ where, its direction has been already; a keep-alive (RFC 9293 section 3.8.4: at 
 from __future__ import annotations
 
 from stages.flows.lifecycle import (
+    FIRST,
     NEXT,
     RETRANSMITTED,
     RTT,
@@ -48,6 +49,13 @@ def payload_of_tcp(seen: int) -> int:
 
 
 @kernel
+def _passed_us(entry: int, since_us: int, ts_us: int) -> int:
+    """At least 1, also where the clock has gone back."""
+    passed = (ts_us - since_us) & _MASK
+    return passed if 0 < passed < _HALF and ts_us != load64(entry + FIRST) // 1000 & _MASK else 1
+
+
+@kernel
 def _time_handshake(entry: int, state: int, flags: int, way: int, ts_us: int) -> int:
     """The RTT_* that follows."""
     rtt = state & RTT_STATE
@@ -58,12 +66,12 @@ def _time_handshake(entry: int, state: int, flags: int, way: int, ts_us: int) ->
         return RTT_SPOILT if rtt == RTT_SYN else rtt
     if flags & SYN:
         if rtt == RTT_SYN and flags & ACK:
-            store32(entry + RTT + 4, max(1, (ts_us - load32(entry + RTT + 4)) & _MASK))
+            store32(entry + RTT + 4, _passed_us(entry, load32(entry + RTT + 4), ts_us))
             store32(entry + RTT, ts_us)
             return RTT_ANSWERED
         return RTT_HALF if rtt == RTT_ANSWERED else rtt
     if rtt == RTT_ANSWERED and way == 0 and flags & ACK:
-        store32(entry + RTT, max(1, (ts_us - load32(entry + RTT)) & _MASK))
+        store32(entry + RTT, _passed_us(entry, load32(entry + RTT), ts_us))
         return RTT_DONE
     return rtt
 

@@ -43,6 +43,7 @@ class Packet:
     vlans: tuple[int, ...] = ()
     tunnel: str = ""
     tunnel_id: int = 0
+    next_header: int = 0  # of IPv6: what its fixed header says
 
     @property
     def ports(self) -> tuple[int, int]:
@@ -60,15 +61,15 @@ class Packet:
         return 0, 0
 
 
-def dissect(record: Record, layer: str = "outer") -> Packet | str:
-    """The packet that the frame is a packet of; NOT_IP or CUT where it is of no flow."""
+def dissect(record: Record, layer: str = "outer", depth: int = MAX_DEPTH) -> Packet | str:
+    """The packet that the frame is a packet of, behind `depth` tunnels at most; NOT_IP or CUT where it is of no flow."""
     data, wire, ethertype, vlans = _ethernet(record.data, record.wirelen)
     outer = _ip(ethertype, data, wire) if ethertype is not None else NOT_IP
     found = replace(outer, vlans=vlans) if isinstance(outer, Packet) else outer
     if layer == "outer" or ethertype is None:
         return found
     at: tuple[int, Packet | None, bytes, int] = (ethertype, outer if isinstance(outer, Packet) else None, data, wire)
-    for _ in range(MAX_DEPTH):
+    for _ in range(depth):
         carried = _carried(*at)
         if carried is None:
             break
@@ -151,7 +152,8 @@ def _ip6(data: bytes, wire: int) -> Packet | str:
     fragment = "" if fragment == "atomic" else fragment
     l4 = data[at:n_bytes] if complete and fragment != "later" and at <= len(data) else None
     tos = first >> 20 & 0xFF
-    return Packet(6, source, destination, protocol, n_bytes, wire, said, tos, ttl, fragment, piece, l4, max(0, n_bytes - at))
+    l4_len = max(0, n_bytes - at)
+    return Packet(6, source, destination, protocol, n_bytes, wire, said, tos, ttl, fragment, piece, l4, l4_len, next_header=data[6])
 
 
 Carried = tuple[str, int, int, bytes, int]
@@ -180,7 +182,7 @@ def _carried(ethertype: int, packet: Packet | None, data: bytes, wire: int) -> C
     vni = int.from_bytes(body[4:7], "big")
     if port in (4789, 4790) and body[0] & 8:
         kinds = {1: IP, 2: IP6, 3: ETHERNET}
-        kind = kinds.get(body[3]) if body[0] & 4 else ETHERNET
+        kind = kinds.get(body[3]) if port == 4790 and body[0] & 4 else ETHERNET
         return ("vxlan", vni, kind, body[8:], max(0, wire - 8)) if kind else None
     if port == 6081 and body[0] >> 6 == 0:
         size = 8 + 4 * (body[0] & 0x3F)

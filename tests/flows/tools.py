@@ -6,6 +6,7 @@ Nothing here sleeps: who listens is waited for in /proc, who reads a file ends b
 from __future__ import annotations
 
 import csv
+import ipaddress
 import shutil
 import signal
 import socket
@@ -105,7 +106,10 @@ def nfdump(directory: Path) -> Counted:
         source, destination, source_port, destination_port, protocol, packets, n_bytes, back, bytes_back = (
             w.strip() for w in line.split(";")
         )
-        ports = int(source_port), int(float(destination_port))
+        source, destination = (str(ipaddress.ip_address(at)) for at in (source, destination))  # in one spelling
+        type_, dot, code = destination_port.partition(".")
+        has_source = int(protocol) in (6, 17)  # what nfpcapd has there for others is noise
+        ports = int(source_port) if has_source else 0, int(type_) << 8 | int(code) if dot else int(type_)
         found.add((source, destination, *ports, int(protocol)), int(packets), int(n_bytes))
         if int(back):
             found.add((destination, source, *ports[::-1], int(protocol)), int(back), int(bytes_back))
@@ -126,6 +130,7 @@ def pmacctd(capture: Path, scratch: Path) -> Counted:
     found = Counted()
     with out.open(newline="") as file:
         for row in csv.DictReader(file):
-            key = (row["SRC_IP"], row["DST_IP"], int(row["SRC_PORT"]), int(row["DST_PORT"]), int(row["PROTOCOL"]))
+            ends = (str(ipaddress.ip_address(row[column])) for column in ("SRC_IP", "DST_IP"))
+            key = (*ends, int(row["SRC_PORT"]), int(row["DST_PORT"]), int(row["PROTOCOL"]))
             found.add(key, int(row["PACKETS"]), int(row["BYTES"]))
     return found
