@@ -9,7 +9,7 @@ import sys
 from bench.report import line
 
 BENCHES = (
-    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "export", "store", "explain", "memory", "startup", "live",
+    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "export", "store", "answers", "explain", "memory", "startup", "live",
 )  # fmt: skip
 
 
