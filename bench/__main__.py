@@ -8,7 +8,7 @@ import sys
 
 from bench.report import line
 
-BENCHES = ("replay", "filter", "classbench", "encapsulate", "dedup", "explain", "memory", "startup", "live")
+BENCHES = ("replay", "filter", "classbench", "encapsulate", "dedup", "flows", "explain", "memory", "startup", "live")
 
 
 def main() -> int:

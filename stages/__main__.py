@@ -15,6 +15,7 @@ from pathlib import Path
 
 from broker.core import log
 from broker.core.errors import EXIT_CONFIG, TapmeshError
+from broker.core.layout import PATH, STAGES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,14 +23,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     host = commands.add_parser("host", help="fork workers on the supervisor's word")
     host.add_argument("--pipeline", required=True)
-    for kind in ("capture", "filter", "encapsulate", "send"):
+    for kind in STAGES:
         worker = commands.add_parser(kind, help=f"one {kind} worker")
         worker.add_argument("--pipeline", required=True)
         worker.add_argument("--lane", type=int, default=0)
         worker.add_argument("--worker", type=int, default=0)
         worker.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the pipeline to appear (default 30)")
     only = commands.add_parser("only", help="run one stage alone and dump what it wrote as JSON lines")
-    only.add_argument("stage", choices=("capture", "filter", "encapsulate", "send"))
+    only.add_argument("stage", choices=PATH)
     only.add_argument("--directory", type=Path, required=True, help="holds generation-1 and policy-1")
     only.add_argument("--dump", required=True, metavar="FILE", help="'-' for standard output")
     commands.add_parser("judge", help="say what a policy does with the packets that come on standard input, and why")

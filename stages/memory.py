@@ -12,6 +12,7 @@
 | shift_right(x, n) | unsigned shift of an int64, 0 <= n < 64 |
 | trailing_zeros(x) | position of the lowest set bit; 64 for 0 |
 | mix(a, b) | high xor low half of the 128-bit product: a fast hash step |
+| order_stores() | the compiler moves no load or store over it; no instruction, for what one process leaves to the next |
 | load_acquire store_release fetch_add compare_swap (at, ...) fence() | 64-bit atomics between processes; `fence` is full |
 
 Values are int64 everywhere: in numba uint64 + int64 is float64. LLVM moves plain loads out of polling loops, so whatever another
@@ -179,6 +180,9 @@ if PLAIN:
     def fence() -> None:
         pass
 
+    def order_stores() -> None:
+        pass
+
 else:
 
     @intrinsic
@@ -256,6 +260,14 @@ else:
     def fence(typing_context):  # type: ignore[no-untyped-def]  # noqa: ARG001
         def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ARG001
             builder.fence("seq_cst")
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    @intrinsic
+    def order_stores(typing_context):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ARG001
+            builder.fence("seq_cst", "singlethread")
             return context.get_dummy_value()
 
         return types.void(), generate

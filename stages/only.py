@@ -44,7 +44,7 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
     shared = np.zeros(layout.TOOLS + 1, np.int64)  # tool sequences, and the progress of send
     tickets = np.zeros(2 * sizes.n_blocks, layout.TICKET)
     chain: list[tuple[Stage, Context]] = []
-    for kind in layout.STAGES[: layout.STAGES.index(stage) + 1]:
+    for kind in layout.PATH[: layout.PATH.index(stage) + 1]:
         counters, live = np.zeros(N_COUNTERS, np.int64), np.zeros(N_COUNTERS, np.int64)
         at = int(shared.ctypes.data)
         context = Context(

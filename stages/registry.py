@@ -11,6 +11,7 @@ _CLASSES = {
     "filter": ("stages.filter.stage", "Filter"),
     "encapsulate": ("stages.encapsulate.stage", "Encapsulate"),
     "send": ("stages.send.stage", "Send"),
+    "flows": ("stages.flows.stage", "Flows"),
 }
 
 KINDS = tuple(_CLASSES)

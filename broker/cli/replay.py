@@ -24,7 +24,7 @@ from broker.cli.replay_config import parse_plays, replayed, selecting
 from broker.config.scalars import Wrong, pace
 from broker.core import log
 from broker.core.errors import TapmeshError
-from broker.core.layout import STAGES
+from broker.core.layout import PATH
 from broker.core.model import STDOUT, Config
 from broker.supervisor.prepare import sweep
 from broker.supervisor.session import Options, Outcome
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         help="write what matches, as tcpdump -r FILE -w OUT does; '-' is standard output",
     )
     sub.add_argument("--pace", metavar="P", type=_pace, help="max (default), recorded, 2x, or packets per second")
-    sub.add_argument("--only", choices=STAGES, metavar="STAGE", help="run this stage alone, with those before it, in one process")
+    sub.add_argument("--only", choices=PATH, metavar="STAGE", help="run this stage alone, with those before it, in one process")
     sub.add_argument(
         "--dump", metavar="FILE", default="-", help="with --only: what the stage wrote, as JSON lines (default: standard output)"
     )

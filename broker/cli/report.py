@@ -9,10 +9,17 @@ from broker.cli.table import Column, count, reasons, render, share, size
 from broker.core.layout import STAGES
 from broker.core.metrics import WIDTH, index, of_stage
 from broker.core.senders import Sender
-from broker.supervisor.ledger import Ledger, total
+from broker.supervisor.ledger import Ledger
 from broker.supervisor.snapshot import Counts, Snapshot
+from broker.supervisor.totals import total
 
-_HANDLED = {"capture": "captured_packets", "filter": "judged_packets", "encapsulate": "framed_frames", "send": "delivered_frames"}
+_HANDLED = {
+    "capture": "captured_packets",
+    "filter": "judged_packets",
+    "encapsulate": "framed_frames",
+    "send": "delivered_frames",
+    "flows": "metered_packets",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class StageFigures:
     stage: str
     workers: int
     restarts: int
-    handled: int  # packets; from encapsulate on frames
+    handled: int  # packets; of encapsulate and send frames
     busy_ns: int
     starved_ns: int
     blocked_ns: int
@@ -36,6 +43,8 @@ def stage_figures(snapshot: Snapshot) -> list[StageFigures]:
     found = []
     for stage in STAGES:
         workers = snapshot.workers(stage)
+        if not workers:
+            continue
         row = total(snapshot.lanes, stage)
         times = (int(row[index("", name)]) for name in ("busy_ns", "starved_ns", "blocked_ns"))
         restarts = sum(max(0, w.epoch - 1) for w in workers)
@@ -58,7 +67,7 @@ def stages_table(snapshot: Snapshot) -> str:
     for f in stage_figures(snapshot):
         whole = f.busy_ns + f.starved_ns + f.blocked_ns
         times = [share(f.busy_ns, whole), share(f.starved_ns, whole), share(f.blocked_ns, whole)]
-        unit = "packets" if f.stage in ("capture", "filter") else "frames"
+        unit = "packets" if f.stage in ("capture", "filter", "flows") else "frames"
         rows.append([f.stage, str(f.workers), f"{f.handled:,} {unit:7}", f"{f.ns_each:,.0f}", *times, str(f.restarts)])
     return render(columns, rows)
 

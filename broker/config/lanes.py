@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from broker.config.deliveries import copies
+from broker.core.flow_layout import FlowSizes
 from broker.core.layout import RECORD_BYTES, TOOLS, Geometry
 from broker.core.model import Config, Input, Lane
 
@@ -93,4 +94,13 @@ def geometry(config: Config, lane: Lane) -> Geometry:
         n_filter=config.stages.filter,
         n_encapsulate=config.stages.encapsulate,
         n_send=config.stages.send,
+        n_flows=int(config.flows is not None),
+        flows_follow_filter=int(config.flows is not None and config.flows.of == "forwarded"),
     )
+
+
+def flow_sizes(config: Config, g: Geometry) -> FlowSizes | None:
+    """Of the file of flows of a lane; None: nothing is metered."""
+    if config.flows is None:
+        return None
+    return FlowSizes(config.flows.max_flows, config.flows.names, config.flows.records, g.max_packets)

@@ -29,7 +29,7 @@ from broker.core.layout import LINE, PAGE
 FLOWS_MAGIC = 0x314C_4653_4D50_4154  # "TAPMSFL1" little-endian
 FLOWS_VERSION = 1
 
-NAME_BYTES = 108
+NAME_BYTES = 112
 EXPORTS = 32
 
 END_IDLE, END_ACTIVE, END_SEEN, END_FORCED, END_RESOURCES = range(1, 6)
@@ -93,31 +93,34 @@ ENTRY = np.dtype(
     {
         "names": [
             "source_high", "source_low", "destination_high", "destination_low",  # as KEY has them
-            "what",  # source port | destination port << 16 | protocol << 32 | version << 40 | input << 48 | TUNNEL_* << 56; 0: free
+            "what",  # see WHAT_*; 0: the entry is free
             "link",  # tunnel id | VLAN << 32
             "first_ns", "last_ns",
             "bytes", "packets", "min_bytes", "max_bytes",
             "next_sequence",  # of TCP: what should come next
-            "rtt_us",  # by `state`: since `first_ns`, or what FLOW has
+            "rtt_us",  # or the time of the SYN, of the SYN with ACK, 32 bits of it: see `state`
             "retransmitted", "tcp_flags", "tos",
-            "undo",  # the transaction in which it was saved last
+            "undo",  # number of the transaction in which it was saved last
             "name",  # number in names + 1
             "state",  # STATE_*
-            "ttl",
         ],
         "formats": [
             *["<i8"] * 8, ("<i8", (2,)), ("<u4", (2,)), ("<u2", (2,)), ("<u2", (2,)), ("<u4", (2,)), ("<u4", (2,)),
-            ("<u2", (2,)), ("u1", (2,)), ("u1", (2,)), "<u4", "<u2", "u1", "u1",
+            ("<u2", (2,)), ("u1", (2,)), ("u1", (2,)), "<u4", "<u2", "<u2",
         ],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 88, 92, 96, 104, 112, 116, 118, 120, 124, 126, 127],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 88, 92, 96, 104, 112, 116, 118, 120, 124, 126],
         "itemsize": 2 * LINE,
     }
 )  # fmt: skip
 
+WHAT_DESTINATION_PORT, WHAT_PROTOCOL, WHAT_INPUT, WHAT_IP6, WHAT_TUNNEL, WHAT_USED, WHAT_TTL = 16, 32, 40, 46, 47, 50, 56
+"""Bits of `what`, from the source port on: ports, protocol, input (6 bits), IPv6 or not, TUNNEL_* (3 bits), always 1; and, no part of the
+key, TTL of the first packet."""
+
 UNDO = np.dtype([("entry", "<i8"), ("pad", "<i8", (7,)), ("was", "u1", (ENTRY.itemsize,))])
 
 NAME = np.dtype(
-    [("dns_type", "<u2"), ("dns_code", "u1"), ("kind", "u1"), ("len", "u1"), ("cut", "u1"), ("pad", "<u2"), ("text", f"S{NAME_BYTES + 12}")]
+    [("dns_type", "<u2"), ("dns_code", "u1"), ("kind", "u1"), ("len", "u1"), ("cut", "u1"), ("pad", "<u2"), ("text", f"S{NAME_BYTES + 8}")]
 )
 assert NAME.itemsize == 2 * LINE
 
@@ -134,7 +137,7 @@ STATE = np.dtype(
             # what has happened so far, see `broker.core.metrics`
             "records_idle", "records_active", "records_end", "records_forced", "records_resources",
             "dropped_records", "dropped_record_packets", "dropped_record_bytes",
-            "names_seen", "names_dropped",
+            "names_seen", "dropped_names",
         )
     ]
 )  # fmt: skip

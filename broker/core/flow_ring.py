@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,33 @@ def exports_path(directory: Path) -> Path:
     return directory / "exports"
 
 
-def create_exports(directory: Path, names: list[str]) -> None:
-    """A row for each, in this order."""
-    rows = map_file(exports_path(directory), size=layout.EXPORT.itemsize * layout.EXPORTS, create=True).view(layout.EXPORT)
-    rows["name"][: len(names)] = [name.encode() for name in names]
+def create_exports(directory: Path) -> None:
+    map_file(exports_path(directory), size=layout.EXPORT.itemsize * layout.EXPORTS, create=True)
+
+
+def name_exports(directory: Path, names: Sequence[str]) -> None:
+    """A row for each of `names`; one that has a row keeps it, with its counts. Rows of names that are gone are given away last."""
+    rows = open_exports(directory)
+    present = [name.decode() for name in rows["name"].tolist()]
+    free = sorted((row for row, name in enumerate(present) if name not in names), key=lambda row: (bool(present[row]), row))
+    for name in names:
+        if name not in present:
+            row = free.pop(0)
+            rows[row] = np.zeros(1, layout.EXPORT)[0]
+            rows[row]["name"] = name.encode()
 
 
 def open_exports(directory: Path) -> Rows:
     """EXPORT[EXPORTS]; rows without a name are free."""
     return map_file(exports_path(directory)).view(layout.EXPORT)
+
+
+def read_exports(directory: Path) -> tuple[dict[str, int | str], ...]:
+    """What every export has counted, fields of EXPORT by name; none where nothing is metered."""
+    if not exports_path(directory).exists():
+        return ()
+    rows = open_exports(directory).copy()
+    names = rows.dtype.names or ()
+    return tuple(
+        {"name": row["name"].decode(errors="replace"), **{name: int(row[name]) for name in names[1:]}} for row in rows if row["name"]
+    )

@@ -11,12 +11,14 @@ A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0
     rules-1 ...        packets and bytes of each rule of it, see `rule_counts`          written: filter, a slice each worker
     rules-carried      what rules in force had counted in generations that are gone     written: supervisor
     senders-0 ...      what a tunnel input knows of its senders, see `senders`          written: capture
+    flows-0 ...        the flows of a lane and their records, see `flow_layout`         written: flows; the exporter
+    exports            what has become of the records, see `flow_layout`                written: the exporter and the store
     *.bell host.sock   sockets
 
 A lane file, each part starting on a page::
 
     LANE header
-    WORKER[n_workers]                 one row a worker, ordered capture, filter..., encapsulate..., send...
+    WORKER[n_workers]                 one row a worker, ordered capture, filter..., encapsulate..., send..., flows
     committed int64[n_workers, 2, COUNTERS]      a worker's totals, twice: the even or odd one is valid by its cursor
     live      int64[n_workers, COUNTERS]         what may move between blocks (times, kernel drops)
     TICKET[2 * n_blocks]              sequence numbers of each tool in a block, kept a lap longer than the block
@@ -47,7 +49,7 @@ from typing import Any
 
 import numpy as np
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
 LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
 
@@ -61,7 +63,9 @@ INPUTS = 64
 MAX_FRAME_BYTES = 262_144  # the largest record that libpcap accepts too (MAX_SNAPLEN)
 RECORD_BYTES = 64  # room in a block's data for what stands before a packet in a capture file, which is read into it as it is
 
-STAGES = ("capture", "filter", "encapsulate", "send")
+PATH = ("capture", "filter", "encapsulate", "send")
+STAGES = (*PATH, "flows")
+"""The stages on the way of a packet, one after the other; then those that read beside it."""
 
 
 def _row(size: int, *fields: tuple[Any, ...]) -> np.dtype[np.void]:
@@ -105,6 +109,8 @@ LANE = _row(
     ("n_filter", "<i8"),
     ("n_encapsulate", "<i8"),
     ("n_send", "<i8"),
+    ("n_flows", "<i8"),
+    ("flows_follow_filter", "<i8"),
     ("file_bytes", "<i8"),
 )
 
@@ -204,6 +210,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "filter": ("n_wanted", "verdicts"),
     "encapsulate": ("n_frames headers_used", "frames", "headers", "shaped"),
     "send": ("",),
+    "flows": ("",),
 }
 
 
@@ -220,11 +227,13 @@ class Geometry:
     n_filter: int = 1
     n_encapsulate: int = 1
     n_send: int = 1
+    n_flows: int = 0  # 0 or 1: is there a flows stage?
+    flows_follow_filter: int = 0  # 1: it reads blocks that the filter has passed, 0: as soon as they are captured
 
     @property
     def workers(self) -> tuple[tuple[str, int], ...]:
         """(kind, index) in the order of the WORKER rows."""
-        counts = (1, self.n_filter, self.n_encapsulate, self.n_send)
+        counts = (1, self.n_filter, self.n_encapsulate, self.n_send, self.n_flows)
         return tuple((kind, w) for kind, n in zip(STAGES, counts, strict=True) for w in range(n))
 
     def count(self, kind: str) -> int:
@@ -232,6 +241,20 @@ class Geometry:
 
     def row(self, kind: str, worker: int) -> int:
         return self.workers.index((kind, worker))
+
+    def before(self, kind: str) -> tuple[str, ...]:
+        """Whom `kind` waits for. Capture waits for those who read last: it takes the slots that they are done with."""
+        beside = ("flows",) if self.n_flows else ()
+        if kind == "capture":
+            return (PATH[-1], *beside)
+        if kind == "flows":
+            return ("filter" if self.flows_follow_filter else "capture",)
+        return (PATH[PATH.index(kind) - 1],)
+
+    def after(self, kind: str) -> tuple[str, ...]:
+        """Who waits for `kind`."""
+        present = STAGES if self.n_flows else PATH
+        return tuple(other for other in present if kind in self.before(other))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One worker's place in a ring: which block is next, is it ready, and publishing it. The algorithm; the drawing is in `layout`.
 
 A worker owns one cursor: all its blocks below it are published. Block `seq` is *ready* for a worker when the stage before has published
-it; for capture, when every send worker has published block `seq - n_blocks`, whose slot it takes.
+it; for capture, when every send worker, and the flows stage if there is one, has published block `seq - n_blocks`, whose slot it takes.
 
 | who | moves | when | why |
 |---|---|---|---|
@@ -33,9 +33,19 @@ class Atomics(Protocol):
     def load_acquire(self, at: int) -> int: ...
 
     def publish(
-        self, counters_at: int, committed_at: int, n_bytes: int, cursor_at: int, cursor: int, done: int, first_row: int, n_rows: int
+        self,
+        counters_at: int,
+        committed_at: int,
+        n_bytes: int,
+        cursor_at: int,
+        cursor: int,
+        done: int,
+        first_row: int,
+        n_rows: int,
+        beside_row: int,
     ) -> int:
-        """Copy the counters, release the cursor, fence; returns a bit for each of the `n_rows` WORKER rows that waits for block `done`."""
+        """Copy the counters, release the cursor, fence; returns a bit for each of the `n_rows` WORKER rows that waits for block `done`,
+        and then one for `beside_row` (0: there is none)."""
         ...
 
     def park(self, parked_at: int, wanted: int) -> None:
@@ -64,16 +74,14 @@ class Ring:
         assert fields is not None
         self._cursor_at, self._parked_at = mine + fields["cursor"][1], mine + fields["parked"][1]
         self.progress_at = mine + fields["progress"][1]
-        order = layout.STAGES.index(kind)
-        before, after = layout.STAGES[order - 1], layout.STAGES[(order + 1) % len(layout.STAGES)]
-        self.before, self.after = before, after
-        self._before_at = [row_at(before, w) for w in range(g.count(before))]
-        self._before_stride = stride(g, before)
-        self._after_at = [row_at(after, w) for w in range(g.count(after))]
-        self._after_stride = stride(g, after)
+        self._before = [([row_at(k, w) for w in range(g.count(k))], stride(g, k)) for k in g.before(kind)]
+        self._after, *beside = g.after(kind)
+        self._after_at = [row_at(self._after, w) for w in range(g.count(self._after))]
+        self._after_stride = stride(g, self._after)
+        self._beside, self._beside_at = (beside[0], row_at(beside[0], 0)) if beside else ("", 0)
         # Capture looks for a slot that is free, so it stands a whole ring behind what it waits for.
         self._lag = g.n_blocks if kind == "capture" else 0
-        self._seen = [0] * len(self._before_at)
+        self._seen = {at: 0 for rows, _ in self._before for at in rows}
 
         self.counters: NDArray[np.int64] = np.zeros(N_COUNTERS, np.int64)
         self.counters_at = int(self.counters.ctypes.data)
@@ -93,30 +101,30 @@ class Ring:
         return self._reached(self.seq - self._lag + 1)
 
     def _reached(self, wanted: int) -> bool:
-        """All workers of the stage before that touch block `wanted - 1` have published it."""
-        if self._before_stride > 1:
-            chosen = (wanted - 1) % self._before_stride
-            return self._passed(chosen, wanted)
-        return all(self._passed(w, wanted) for w in range(len(self._before_at)))
+        """All workers before that touch block `wanted - 1` have published it."""
+        for rows, step in self._before:
+            for at in rows if step == 1 else (rows[(wanted - 1) % step],):
+                if self._seen[at] < wanted:
+                    self._seen[at] = self._atomics.load_acquire(at)
+                    if self._seen[at] < wanted:
+                        return False
+        return True
 
-    def _passed(self, w: int, wanted: int) -> bool:
-        if self._seen[w] < wanted:
-            self._seen[w] = self._atomics.load_acquire(self._before_at[w])
-        return self._seen[w] >= wanted
-
-    def publish(self) -> list[int]:
-        """Pass block `seq` on and commit the counters with it; returns the workers of the next stage whose bell must be rung."""
+    def publish(self) -> list[tuple[str, int]]:
+        """Pass block `seq` on and commit the counters with it; returns the workers behind (kind, number) whose bell must be rung."""
         done = self.seq
         self.seq = done + self.stride
-        if self._after_stride > 1:
-            first, n = self._after_at[done % self._after_stride], 1
-        else:
-            first, n = self._after_at[0], len(self._after_at)
+        chosen = done % self._after_stride
+        rows = self._after_at if self._after_stride == 1 else self._after_at[chosen : chosen + 1]
+        first, n = rows[0], len(rows)
         half = self._half_at[(self.seq // self.stride) & 1]
-        bits = self._atomics.publish(self.counters_at, half, self._counter_bytes, self._cursor_at, self.seq, done, first, n)
+        bits = self._atomics.publish(
+            self.counters_at, half, self._counter_bytes, self._cursor_at, self.seq, done, first, n, self._beside_at
+        )
         if not bits:
             return []
-        return [done % self._after_stride] if self._after_stride > 1 else [w for w in range(n) if bits >> w & 1]
+        woken = [(self._after, chosen + w if self._after_stride > 1 else w) for w in range(n) if bits >> w & 1]
+        return [*woken, (self._beside, 0)] if bits >> n & 1 else woken
 
     def park(self) -> bool:
         """Announce that this worker goes to sleep; False if there is work after all (and it is announced no more).
@@ -137,7 +145,7 @@ class Ring:
 
     def backlog(self) -> int:
         """One past the newest block that the stage before has published with all before it; at least `seq`."""
-        return max(self.seq, min(self._atomics.load_acquire(at) for at in self._before_at))
+        return max(self.seq, min(self._atomics.load_acquire(at) for rows, _ in self._before for at in rows))
 
 
 def read_counters(lane: LaneMemory, row_index: int) -> tuple[int, NDArray[np.int64]]:

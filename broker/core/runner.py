@@ -26,7 +26,7 @@ from broker.core.metrics import index
 from broker.core.model import Lane
 from broker.core.ring import Atomics, Ring
 from broker.core.shm import Pipeline
-from broker.core.stage import Context, Source, Stage
+from broker.core.stage import Context, Reader, Source, Stage
 
 _BUSY, _STARVED, _BLOCKED = index("", "busy_ns"), index("", "starved_ns"), index("", "blocked_ns")
 _PARKS, _BELLS = index("", "parks"), index("", "bells")
@@ -53,6 +53,7 @@ class Runner:
         self.log = log.get(pipeline=pipeline.name, lane=lane.number, stage=self.kind, worker=worker)
         self.generation = 0
         self._source: Source | None = stage if self.kind == "capture" else None  # type: ignore[assignment]
+        self._reader: Reader | None = stage if self.kind == "flows" else None  # type: ignore[assignment]
         self._stop_asked = False
         self._stop_at = -1  # the block before which a drain ends
 
@@ -103,6 +104,7 @@ class Runner:
             lanes_total=len(pipeline.lanes),
             ring_fill=self._ring_fill,
             tool_state=pipeline.tool_state,
+            cursor=ring.seq,
         )
 
     def _ring_fill(self) -> float:
@@ -119,8 +121,13 @@ class Runner:
         while True:
             row["heartbeat_ns"] = now
             if self._stop_asked and self._drained():
-                return
+                if self._reader is None or not self._reader.flush():
+                    return
+                now = self._idle(now, _STARVED, AGAIN_MS)
+                continue
             if not ring.ready():
+                if self._reader is not None:
+                    self._reader.tick()
                 now = self._idle(now, _BLOCKED if source else _STARVED)
                 continue
             batch = ring.batch()
@@ -140,9 +147,9 @@ class Runner:
                 now = self._await_source(now, source)
 
     def _publish(self) -> None:
-        for worker in self.ring.publish():
+        for kind, worker in self.ring.publish():
             self.live[_BELLS] += 1
-            self.bell.ring(self.ring.after, worker)
+            self.bell.ring(kind, worker)
 
     def _follow(self, block: Any) -> None:
         """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""

@@ -27,7 +27,9 @@ from broker.core.metrics import N_COUNTERS
 CONTROL_BYTES = 2 * layout.PAGE
 _GEOMETRY_FIELDS = (
     "n_blocks", "max_packets", "max_frames", "header_bytes", "data_bytes", "shaped_bytes", "n_filter", "n_encapsulate", "n_send",
+    "n_flows", "flows_follow_filter",
 )  # fmt: skip
+_MAY_BE_NONE = ("shaped_bytes", "n_flows", "flows_follow_filter")
 
 
 def shared_memory_root() -> Path:
@@ -135,10 +137,10 @@ def _checked_header(path: Path, memory: NDArray[np.uint8], dtype: np.dtype[np.vo
 def _check_geometry(path: Path, g: Geometry) -> None:
     """Refuse sizes that would send an index out of the file before they are used as such."""
     limits = {"n_blocks": 1 << 16, "max_packets": 1 << 16, "max_frames": 1 << 22}
-    limits |= dict.fromkeys(("header_bytes", "data_bytes", "shaped_bytes"), 1 << 30)
+    limits |= dict.fromkeys(("header_bytes", "data_bytes", "shaped_bytes"), 1 << 30) | dict.fromkeys(("n_flows", "flows_follow_filter"), 1)
     for name in _GEOMETRY_FIELDS:
         value = getattr(g, name)
-        if not (0 if name == "shaped_bytes" else 1) <= value <= limits.get(name, 1 << 10):
+        if not (0 if name in _MAY_BE_NONE else 1) <= value <= limits.get(name, 1 << 10):
             raise PipelineError(f"{path}: {name} is {value}: damaged, or not a tapmesh lane")
 
 

@@ -47,6 +47,7 @@ class Context:
     progress_at: int  # int64 in the worker's row, see layout.WORKER
     lanes_total: int = 1
     ring_fill: Callable[[], float] = lambda: 0.0  # 0..1: how much of the ring holds blocks that are not sent yet
+    cursor: int = 0  # the block that it does next
     tool_state: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # shared; TOOL_*
 
 
@@ -67,6 +68,18 @@ class Stage(Protocol):
     def step(self, batch: Batch) -> int: ...
 
     def close(self) -> None: ...
+
+
+class Reader(Stage, Protocol):
+    """What reads beside the path, and has something to do without a block."""
+
+    def tick(self) -> None:
+        """No block is there. Called before each sleep, at least ten times a second."""
+        ...
+
+    def flush(self) -> bool:
+        """Called once everything is done that was there to do, before the end: True, call again, there is more."""
+        ...
 
 
 class Source(Stage, Protocol):

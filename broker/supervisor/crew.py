@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.core import layout
-from broker.core.layout import STAGES, Geometry
+from broker.core.layout import Geometry
 from broker.core.shm import Pipeline
 from broker.supervisor import plan
 from broker.supervisor.plan import Action, Book, Kill, Seen, Start, Stop, WorkerId
@@ -189,7 +189,7 @@ class Crew:
 
     def cpu_ns(self) -> dict[str, int]:
         """User and system time since each worker came up, by stage."""
-        spent = dict.fromkeys(STAGES, 0)
+        spent = dict.fromkeys((w.kind for w in self.ids), 0)
         for w, m in self._members.items():
             spent[w.kind] += m.cpu_ns
             if m.process is not None and m.cpu_from_ns:

@@ -19,6 +19,7 @@ from broker.config.diff import diff
 from broker.config.lanes import SEGMENT_FRAMES, copies_in
 from broker.config.slots import Slots, assign_slots, remember
 from broker.core.errors import TapmeshError
+from broker.core.flow_ring import name_exports
 from broker.core.generations import remove_generations_before, write_generation
 from broker.core.model import Config
 from broker.core.rule_counts import create_rule_counts
@@ -100,6 +101,8 @@ class InForce:
             create_rule_counts(directory, number, len(rules_of(config)), len(lanes), lanes[0].geometry.n_filter)
             write_generation(directory, number, config, image)
             write_slots(directory, slots)
+            if config.flows is not None:
+                name_exports(directory, [e.name for e in config.flows.exports] + (["store"] if config.flows.store else []))
         except OSError as error:
             raise TapmeshError(f"{directory}: generation {number} cannot be written: {error.strerror}") from None
         self.config, self.slots = config, slots

@@ -29,6 +29,7 @@ def health(session: Session, net: Path = _NET) -> list[str]:
     seen, books = session.last
     words += plan.unhealthy(seen, books, now, session.watching_since_ns)
     if session.force.config is not None:
+        words += session.companions.troubles(session.force.config.flows)
         words += interface_troubles(session.force.config, net)
         words += group_troubles(session.force.config, session.pipeline.tool_state)
     return words

@@ -16,23 +16,26 @@ and a super-frame that is cut is wanted as often as it has segments. Per group, 
 
     wanted = given to members + in flight
 
+Of the flows stage, which reads beside the path, in packets: see `flow_ledger`.
+
 What each line is off by is told, never evened out. Drop reasons are the rows of `metrics` named ``dropped_*``; nothing here knows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from broker.config.deliveries import group_of, tool_of
-from broker.core import metrics
 from broker.core.layout import STAGES
 from broker.core.metrics import COUNTERS, WIDTH, index
+from broker.supervisor.flow_ledger import FlowsLedger, flows_ledger
 from broker.supervisor.rule_counts import RuleCount
 from broker.supervisor.snapshot import Counts, LaneSnapshot, Snapshot
+from broker.supervisor.totals import drops, scalar, total
 
 FORMAT = 1
 
@@ -118,6 +121,7 @@ class Ledger:
     tools: tuple[ToolLedger, ...]
     groups: tuple[GroupLedger, ...]
     judged_off_by: int  # packets judged, less those with a counted fate
+    flows: FlowsLedger | None = None  # None: there is no flows stage
 
     @property
     def balanced(self) -> bool:
@@ -161,6 +165,8 @@ class Ledger:
         words += [
             f"group {group.group}: {_off(group.off_by, 'packets')} between wanted and shared" for group in self.groups if group.off_by
         ]
+        if self.flows is not None and self.flows.off_by:
+            words.append(f"flows: {_off(self.flows.off_by, 'packets')} between capture and the flows stage")
         return words
 
     def as_json(self, *, rules: bool = True) -> dict[str, Any]:
@@ -225,6 +231,7 @@ class Ledger:
                 }
                 for g in self.groups
             },
+            **({"flows": asdict(self.flows)} if self.flows is not None else {}),
         }
 
 
@@ -239,11 +246,11 @@ def _off(n: int, unit: str) -> str:
 def balance(snapshot: Snapshot) -> Ledger:
     totals = {stage: total(snapshot.lanes, stage) for stage in STAGES}
     lanes = tuple(map(_lane, snapshot.lanes))
-    judged = _scalar(totals["filter"], "filter", "judged_packets")
+    judged = scalar(totals["filter"], "filter", "judged_packets")
     of_map: dict[str, list[RuleCount]] = {}
     for rule in snapshot.rules:
         of_map.setdefault(rule.map, []).append(rule)
-    fates = sum(lane.forwarded_packets + lane.filtered_packets for lane in lanes) + sum(_drops(totals["filter"], "filter", "", 0).values())
+    fates = sum(lane.forwarded_packets + lane.filtered_packets for lane in lanes) + sum(drops(totals["filter"], "filter", "", 0).values())
     return Ledger(
         lanes,
         tuple(_input(totals["capture"], name, slot) for slot, name in _slots(snapshot, totals, "input")),
@@ -251,39 +258,8 @@ def balance(snapshot: Snapshot) -> Ledger:
         tuple(_tool(snapshot, totals, name, slots) for name, slots in _deliveries(snapshot, totals, tool_of).items()),
         tuple(_group(snapshot, totals, name, slots) for name, slots in _deliveries(snapshot, totals, group_of).items()),
         judged - fates,
+        flows_ledger(snapshot.lanes),
     )
-
-
-def total(lanes: Iterable[LaneSnapshot], stage: str) -> Counts:
-    """int64[N_COUNTERS]: the rows of all workers of a stage added up, live and committed (a counter lies in one of the two)."""
-    found = np.zeros(metrics.N_COUNTERS, np.int64)
-    for lane in lanes:
-        for w in lane.workers:
-            if w.id.kind == stage:
-                found += _row(w.counters, w.live, stage)
-    return found
-
-
-def _row(committed: Counts, live: Counts, stage: str) -> Counts:
-    row = committed.copy()
-    for c in metrics.of_stage(stage):
-        if c.live:
-            at = index(stage, c.name)
-            row[at : at + WIDTH[c.per]] = live[at : at + WIDTH[c.per]]
-    return row
-
-
-def _scalar(row: Counts, stage: str, name: str, slot: int = 0) -> int:
-    return int(row[index(stage, name) + slot])
-
-
-def _drops(row: Counts, stage: str, per: str, slot: int) -> dict[str, int]:
-    """Reason -> count, of the drop counters that `stage` keeps per `per`, in the order of the table."""
-    return {
-        c.name.removeprefix("dropped_"): _scalar(row, stage, c.name, slot)
-        for c in COUNTERS
-        if c.stage == stage and c.per == per and c.name.startswith("dropped_")
-    }
 
 
 def _slots(snapshot: Snapshot, totals: dict[str, Counts], per: str) -> list[tuple[int, str]]:
@@ -301,19 +277,19 @@ def _lane(lane: LaneSnapshot) -> LaneLedger:
     capture, judge = total([lane], "capture"), total([lane], "filter")
     at = index("capture", "captured_packets")
     captured = int(capture[at : at + WIDTH["input"]].sum())
-    door = dict.fromkeys(_drops(capture, "capture", "input", 0), 0)
+    door = dict.fromkeys(drops(capture, "capture", "input", 0), 0)
     for slot in range(WIDTH["input"]):
-        for reason, n in _drops(capture, "capture", "input", slot).items():
+        for reason, n in drops(capture, "capture", "input", slot).items():
             door[reason] += n
-    dropped = door | _drops(judge, "filter", "", 0)
+    dropped = door | drops(judge, "filter", "", 0)
     received = captured + sum(door.values())
-    forwarded, filtered = _scalar(judge, "filter", "forwarded_packets"), _scalar(judge, "filter", "filtered_packets")
+    forwarded, filtered = scalar(judge, "filter", "forwarded_packets"), scalar(judge, "filter", "filtered_packets")
     return LaneLedger(
         lane.number,
         received,
         captured,
         forwarded,
-        _scalar(judge, "filter", "collected_packets"),
+        scalar(judge, "filter", "collected_packets"),
         filtered,
         dropped,
         lane.unjudged_packets,
@@ -323,15 +299,15 @@ def _lane(lane: LaneSnapshot) -> LaneLedger:
 
 
 def _input(capture: Counts, name: str, slot: int) -> InputLedger:
-    dropped = _drops(capture, "capture", "input", slot)
-    captured = _scalar(capture, "capture", "captured_packets", slot)
-    captured_bytes = _scalar(capture, "capture", "captured_bytes", slot)
+    dropped = drops(capture, "capture", "input", slot)
+    captured = scalar(capture, "capture", "captured_packets", slot)
+    captured_bytes = scalar(capture, "capture", "captured_bytes", slot)
     return InputLedger(name, captured + sum(dropped.values()), captured, captured_bytes, dropped)
 
 
 def _map(judge: Counts, name: str, slot: int, rules: list[RuleCount]) -> MapLedger:
     rows = ("passed_packets", "passed_bytes", "dropped_packets", "dropped_bytes", "undetermined_packets")
-    return MapLedger(name, tuple(rules), *(_scalar(judge, "filter", f"map_{row}", slot) for row in rows))
+    return MapLedger(name, tuple(rules), *(scalar(judge, "filter", f"map_{row}", slot) for row in rows))
 
 
 def _deliveries(snapshot: Snapshot, totals: dict[str, Counts], owner: Callable[[str], str]) -> dict[str, list[int]]:
@@ -344,7 +320,7 @@ def _deliveries(snapshot: Snapshot, totals: dict[str, Counts], owner: Callable[[
 
 
 def _summed(row: Counts, stage: str, name: str, slots: list[int]) -> int:
-    return sum(_scalar(row, stage, name, slot) for slot in slots)
+    return sum(scalar(row, stage, name, slot) for slot in slots)
 
 
 def _tool(snapshot: Snapshot, totals: dict[str, Counts], name: str, slots: list[int]) -> ToolLedger:
@@ -383,6 +359,6 @@ def _group(snapshot: Snapshot, totals: dict[str, Counts], name: str, slots: list
 def _drops_of(row: Counts, stage: str, slots: list[int]) -> dict[str, int]:
     found: dict[str, int] = {}
     for slot in slots:
-        for reason, n in _drops(row, stage, "tool", slot).items():
+        for reason, n in drops(row, stage, "tool", slot).items():
             found[reason] = found.get(reason, 0) + n
     return found

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.config.lanes import geometry, lanes
+from broker.config.lanes import flow_sizes, geometry, lanes
 from broker.core.errors import PipelineError, TapmeshError
+from broker.core.flow_layout import flow_offsets
+from broker.core.flow_ring import create_exports, create_flows
 from broker.core.generations import read_generation
 from broker.core.model import Config
 from broker.core.rule_counts import file_bytes
 from broker.core.shm import Pipeline, bytes_needed, create_pipeline, open_pipeline, pipeline_directory, remove_pipeline, shared_memory_root
+from broker.supervisor.companions import end_all
 from broker.supervisor.lock import AlreadyRunningError, hold
 from broker.supervisor.numbers import keep_of_dead
 from broker.supervisor.processes import attach, find
@@ -43,6 +46,7 @@ def look(name: str, log: Any) -> Running | None:
         return None
     pids = find(name)
     if not pids:
+        end_all(name)
         keep_of_dead(name)
         remove_pipeline(name)
         log.warning("left_overs_removed", directory=str(directory))
@@ -68,6 +72,7 @@ def clear(name: str) -> None:
     for process in held:
         process.wait(5.0)
         process.close()
+    end_all(name)
     remove_pipeline(name)
 
 
@@ -86,9 +91,15 @@ def create(name: str, config: Config) -> Pipeline:
     plan = lanes(config)
     geometries = [geometry(config, lane) for lane in plan]
     rules = file_bytes(sum(len(m.rules) for m in config.maps), len(plan), config.stages.filter)
-    check_room(shared_memory_root(), bytes_needed(geometries) + 2 * rules, len(plan), config)  # twice while a reload goes on
+    metered = [sizes for g in geometries if (sizes := flow_sizes(config, g))]
+    flows = sum(flow_offsets(sizes).file_bytes for sizes in metered)
+    check_room(shared_memory_root(), bytes_needed(geometries) + flows + 2 * rules, len(plan), config)  # twice while a reload goes on
     try:
         pipeline = create_pipeline(name, geometries)
+        for lane, sizes in enumerate(metered):
+            create_flows(pipeline.directory, lane, sizes)
+        if metered:
+            create_exports(pipeline.directory)
     except PipelineError:
         remove_pipeline(name)
         raise

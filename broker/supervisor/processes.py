@@ -58,35 +58,35 @@ class Process:
             self.fd = -1
 
 
-def belongs(pid: int, name: str) -> bool:
-    """Is it a process of the data path of pipeline `name`, by its command line, and not a zombie?"""
+def belongs(pid: int, name: str, module: str = "stages") -> bool:
+    """Is it a process of pipeline `name`, by its command line, and not a zombie? `module`: what it runs; by default the data path."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
     wanted = [b"--pipeline", os.fsencode(name)]
-    return b"stages" in words and any(words[i : i + 2] == wanted for i in range(len(words)))
+    return module.encode() in words and any(words[i : i + 2] == wanted for i in range(len(words)))
 
 
-def find(name: str) -> dict[int, str]:
-    """pid -> command word (`host`, `capture` ...) of every living process of pipeline `name`."""
+def find(name: str, module: str = "stages") -> dict[int, str]:
+    """pid -> command word (`host`, `capture` ...) of every living process of pipeline `name` that runs `module`."""
     found = {}
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and belongs(int(entry.name), name):
+        if entry.name.isdigit() and belongs(int(entry.name), name, module):
             try:
                 words = Path(f"/proc/{entry.name}/cmdline").read_bytes().split(b"\0")
-                found[int(entry.name)] = words[words.index(b"stages") + 1].decode(errors="replace")
+                found[int(entry.name)] = words[words.index(module.encode()) + 1].decode(errors="replace")
             except (OSError, ValueError, IndexError):
                 continue
     return found
 
 
-def attach(pid: int, name: str) -> Process | None:
-    """Hold process `pid` if it is one of pipeline `name`."""
+def attach(pid: int, name: str, module: str = "stages") -> Process | None:
+    """Hold process `pid` if it is one of pipeline `name` that runs `module`."""
     if pid <= 0:
         return None
     process = Process(pid)
-    if process.alive() and belongs(pid, name):
+    if process.alive() and belongs(pid, name, module):
         return process
     process.close()
     return None

@@ -24,6 +24,7 @@ from broker.core.errors import ConfigErrors, TapmeshError
 from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
 from broker.supervisor import numbers, plan
+from broker.supervisor.companions import Companions
 from broker.supervisor.crew import Crew
 from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
@@ -43,6 +44,8 @@ QUICK_S = 0.005
 """How often to look while a worker is coming up: it takes milliseconds, and the next waits for it."""
 LOADING_S = 5.0
 """How long the end waits for a file that is being read and tested: what does that removes its scratch directory."""
+COMPANIONS_S = 10.0
+"""How long exporter and store together may take to hand over what is there, once the last stage has stopped."""
 PAUSE_NS = plan.SECOND_NS
 """Not having been run for so long, the supervisor knows nothing of the heartbeats meanwhile."""
 
@@ -94,6 +97,7 @@ class Session:
         self.host = HostKeeper(pipeline.name, pipeline.directory, log, self.crew.told_exit, stdin=options.stdin)
         self.force = InForce(pipeline, options.compile_policy, log)
         self.prober = Prober(pipeline.tool_state, log)
+        self.companions = Companions(pipeline.name, log)
         self.reader = Reader(pipeline, self.force.rules)
         self.times = Times()
         self.phase = Phase.RUN
@@ -120,6 +124,7 @@ class Session:
         """Take over what an earlier supervisor has left running with `config` in force."""
         self.force.adopt(config)
         self.prober.follow(config)
+        self.companions.adopt()
         if not self.options.external_stages:
             self.host.adopt()
         self.log.info("pipeline_adopted", workers=self.crew.adopt(), generation=self.force.number)
@@ -142,6 +147,7 @@ class Session:
     def _tick(self, now: int) -> bool:
         """Look, decide, do. True: drained, or out of time."""
         self.prober.check()
+        self.companions.tick(self.force.config.flows if self.force.config else None, now)
         if self.options.external_stages:
             self.crew.follow_rows()
         else:
@@ -180,7 +186,7 @@ class Session:
     def _wait(self) -> None:
         seen, books = self.last
         poller = select.poll()
-        for fd in (self.signals.fileno(), *self.host.fds(), *self.crew.fds()):
+        for fd in (self.signals.fileno(), *self.host.fds(), *self.crew.fds(), *self.companions.fds()):
             poller.register(fd, select.POLLIN)
         coming_up = not self.options.external_stages and any(
             (s.pid and not s.up) or not (s.pid or books[w].given_up or books[w].stopped) for w, s in seen.items()
@@ -272,6 +278,7 @@ class Session:
     def _put(self, ready: Ready) -> None:
         self.force.put(ready)
         self.prober.follow(ready.config)
+        self.companions.reloaded()
         self.log.info("reloaded", generation=self.force.number, changes=ready.changes)
 
     def end(self) -> Outcome:
@@ -285,6 +292,8 @@ class Session:
         self.host.quit()
         for process in self.crew.processes() if killed else []:
             process.wait(2.0)
+        if slow := self.companions.stop(COMPANIONS_S):
+            self.log.error("companions_killed", processes=slow)
         snapshot = self.reader.take(self.force.names, rules=True)
         outcome = Outcome(
             snapshot,
@@ -317,6 +326,7 @@ class Session:
     def leave(self) -> None:
         """Let everything run on without a supervisor. What is known of the tools stays as it is."""
         self.prober.close()
+        self.companions.leave()
         self.host.leave()
         self.crew.close()
 

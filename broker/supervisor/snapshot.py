@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from broker.config.deliveries import deliveries, slot_name, tool_of
 from broker.core import layout
 from broker.core.batch import Batch
+from broker.core.flow_ring import read_exports
 from broker.core.layout import TOOLS, Geometry
 from broker.core.model import Config
 from broker.core.ring import read_counters
@@ -81,6 +82,7 @@ class LaneSnapshot:
     blocks_in_use: int = 0
     n_blocks: int = 0
     trouble: str = ""  # why the ring could not be measured; its ledger is void then
+    unmetered_packets: int = 0  # published by capture, not by the flows stage, if there is one
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Snapshot:
     rules: tuple[RuleCount, ...] = ()  # of all maps in force; empty unless asked for
     senders: tuple[Sender, ...] = ()  # of tunnel inputs
     tool_state: Counts = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # TOOL_*
+    exports: tuple[dict[str, int | str], ...] = ()  # of flow records, fields of EXPORT; that of the store is called so
 
     @property
     def alive(self) -> dict[str, bool]:
@@ -114,13 +117,15 @@ class Reader:
         self._rules = rules or RuleReader(pipeline)
         self._batches = [[memory.batch(slot) for slot in range(memory.geometry.n_blocks)] for memory in pipeline.lanes]
 
-    def take(self, names: Names, *, rules: bool = False) -> Snapshot:
-        """PipelineError when a table of senders is damaged, or, with `rules`, a file of a generation is missing or damaged."""
-        lanes = tuple(self._take_lane(i) for i in range(len(self.pipeline.lanes)))
+    def take(self, names: Names, *, rules: bool = False, rings: bool = True) -> Snapshot:
+        """PipelineError when a table of senders is damaged, or, with `rules`, a file of a generation is missing or damaged. Without
+        `rings` only what was counted is read, which takes no time to speak of: nothing is known of what is in flight then."""
+        lanes = tuple(self._take_lane(i) if rings else self._count_lane(i) for i in range(len(self.pipeline.lanes)))
         generation, now = int(self.pipeline.header[0]["generation"]), time.monotonic_ns()
         counted = self._rules.take() if rules else ()
         senders = tuple(read_senders(self.pipeline.directory, len(lanes)))
-        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, self.pipeline.tool_state.copy())
+        tools, exports = self.pipeline.tool_state.copy(), read_exports(self.pipeline.directory)
+        return Snapshot(self.pipeline.name, generation, now, names, lanes, counted, senders, tools, exports)
 
     def _take_lane(self, lane: int) -> LaneSnapshot:
         memory, batches = self.pipeline.lanes[lane], self._batches[lane]
@@ -129,6 +134,10 @@ class Reader:
             found = _measure(memory, batches, _read_workers(memory))
             if not found.trouble or time.monotonic_ns() > give_up_ns:
                 return found
+
+    def _count_lane(self, lane: int) -> LaneSnapshot:
+        memory = self.pipeline.lanes[lane]
+        return LaneSnapshot(memory.number, _read_workers(memory), n_blocks=memory.geometry.n_blocks)
 
 
 def _read_workers(memory: LaneMemory) -> tuple[WorkerSnapshot, ...]:
@@ -162,7 +171,7 @@ def behind(geometry: Geometry, cursors: list[int], kind: str, worker: int) -> bo
     """The block at this worker's cursor is ready for it; for capture always False."""
     if kind == "capture":
         return False
-    before = layout.STAGES[layout.STAGES.index(kind) - 1]
+    (before,) = geometry.before(kind)
     return passed(geometry, cursors, before, cursors[geometry.row(kind, worker)])
 
 
@@ -171,7 +180,8 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
     cursors = [w.cursor for w in workers]
     first_send = g.row("send", 0)
     head, tail = cursors[0], min(cursors[first_send:])
-    unjudged = 0
+    unjudged = unmetered = 0
+    metered_to = cursors[g.row("flows", 0)] if g.n_flows else head
     unframed, unsent = np.zeros(TOOLS, np.int64), np.zeros(TOOLS, np.int64)
     trouble = "" if 0 <= head - tail <= g.n_blocks else f"cursors {tail} to {head} span more than {g.n_blocks} blocks"
     for seq in range(tail, head) if not trouble else ():
@@ -179,7 +189,9 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
         n_packets, n_frames = (int(batch.block[0][name]) for name in ("n_packets", "n_frames"))
         if not 0 <= n_packets <= g.max_packets:
             trouble = f"block {seq} claims {n_packets} packets of {g.max_packets}"
-        elif not passed(g, cursors, "filter", seq):
+            continue
+        unmetered += n_packets if seq >= metered_to else 0
+        if not passed(g, cursors, "filter", seq):
             unjudged += n_packets
         elif not passed(g, cursors, "encapsulate", seq):
             unframed += _count_bits(batch.verdicts["verdict"][:n_packets].copy())
@@ -192,7 +204,7 @@ def _measure(memory: LaneMemory, batches: list[Batch], workers: tuple[WorkerSnap
             unsent += np.bincount(tools % TOOLS, minlength=TOOLS)
     if not trouble and head > tail and _refilled(memory, tail):
         trouble = "the ring turns over faster than it can be read"
-    return LaneSnapshot(memory.number, workers, unjudged, unframed, unsent, max(0, head - tail), g.n_blocks, trouble)
+    return LaneSnapshot(memory.number, workers, unjudged, unframed, unsent, max(0, head - tail), g.n_blocks, trouble, unmetered)
 
 
 def _refilled(memory: LaneMemory, tail: int) -> bool:

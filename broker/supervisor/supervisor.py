@@ -28,6 +28,10 @@ from broker.supervisor.session import Options, Outcome, Session
 from broker.supervisor.signals import Signals
 
 EVENTS = PROBE_EVENTS | {
+    "companion_died": "the exporter or the store of flow records ended without being asked; it is started again after the back-off",
+    "companion_given_up": "it cannot work as it is configured and is not started again, before a reload",
+    "companion_started": "the exporter or the store of flow records has been started",
+    "companions_killed": "they were still there when the time to hand over was over",
     "drain_begun": "nothing new is taken; each stage finishes what is ready",
     "generation_put": "capture stamps its next blocks with this configuration",
     "host_adopted": "the stage host of a former supervisor has been taken over",

@@ -20,6 +20,7 @@ from stages.encapsulate.layers import (
     window_at_of,
     window_end_of,
 )
+from stages.encapsulate.limit import admit_packet
 from stages.encapsulate.masks import fix_checksums, mask_payload, mask_range
 from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
 from stages.encapsulate.plan import (
@@ -67,7 +68,6 @@ from stages.encapsulate.plan import (
     has_room,
     original_length,
 )
-from stages.encapsulate.sample import COMMON_KEY, admit_packet, sample_flow, sample_packet
 from stages.encapsulate.segment import (
     header_len_of as segment_header_len_of,
 )
@@ -86,6 +86,7 @@ from stages.encapsulate.windows import find_ip
 from stages.jit import kernel
 from stages.memory import add64, copy, load32, load64, mix, shift_right, store64
 from stages.wire.headers import ETH_VLAN, ETHERNET_BYTES
+from stages.wire.sampling import COMMON_KEY, sample_flow, sample_packet
 
 assert ROUTE.fields is not None
 assert MASK.fields is not None

@@ -29,9 +29,9 @@ from stages.encapsulate.layers import (
     STRIP_VNTAG,
     STRIP_VXLAN,
 )
+from stages.encapsulate.limit import limiter_for
 from stages.encapsulate.masks import FROM_FRAME, FROM_L3, FROM_L4, FROM_PAYLOAD
 from stages.encapsulate.patches import SHARE_BY_TOOL, WINDOW_IP
-from stages.encapsulate.sample import limiter_for
 
 BUCKETS = 1024
 """Of a group: flows are spread over them, and each belongs to a member."""

@@ -357,6 +357,19 @@ def parse_packet(row: int, at: int, caplen: int) -> int:
 
 
 @kernel
+def parse_bare_packet(row: int, at: int, caplen: int, ethertype: int) -> int:
+    """The same of an IP packet without a link-layer header, which begins at `at`; of anything else nothing is known."""
+    store64(row + _AT, at)
+    store32(row + _CAPLEN, caplen)
+    if ethertype == ETH_IP and caplen > IP_PROTOCOL:
+        return _parse_ip(row, at, caplen, 0, 0)
+    if ethertype == ETH_IP6 and caplen >= IP6_BYTES:
+        return _parse_ip6(row, at, caplen, 0, 0)
+    _store_rest(row, ethertype, NOT_IP, _NO_PORTS, KIND_OTHER, 0, 1, FRAGMENT_NONE, DETAIL_NONE)
+    return 0
+
+
+@kernel
 def parse_packets(packets_at: int, first: int, last: int, data_at: int, data_bytes: int, rows_at: int) -> int:
     """KEY row 0 is packet `first`. A packet that lies outside the block's data is taken for an empty one.
 

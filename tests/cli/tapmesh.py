@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from broker.core import layout
-from broker.core.layout import STAGES
+from broker.core.layout import PATH
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
 from broker.supervisor import prepare
 from broker.supervisor.numbers import numbers_path
@@ -168,7 +168,7 @@ maps:
   - name: one
     rules: [pass: "{expression}"]
     to: [recorder]
-stages: {{{stages or ", ".join(f"{kind}: 1" for kind in STAGES)}}}
+stages: {{{stages or ", ".join(f"{kind}: 1" for kind in PATH)}}}
 {more}"""
     )
     return path

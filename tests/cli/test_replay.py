@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.config import load_config
-from broker.core.layout import STAGES
+from broker.core.layout import PATH
 from tests.cli.tapmesh import nothing_left, numbered, replaying, tapmesh, write_config
 from tests.packets import pcap, read_pcap, tcp_frame, udp_frame
 from tests.stages.filter.judging import Frame
@@ -56,12 +56,12 @@ stages: {{capture: 1, filter: 2, encapsulate: 2, send: 2}}
     assert ledger["balanced"]
     assert ledger["tools"]["all"]["delivered_frames"] == 20_000
     assert run["packets"] == 20_000
-    assert set(run["stages"]) == set(STAGES)
+    assert set(run["stages"]) == set(PATH)
     assert 0 < run["cpu_s"] < 60
     assert 0 < run["start_up_s"] < run["wall_s"]
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("kind", PATH)
 def test_a_stage_killed_in_mid_replay_comes_back_and_nothing_is_lost(tmp_path: Path, source: Path, kind: str):
     """From a file and into a file even the edges are exact: capture resumes at its position, send cuts its file back to it."""
     config = write_config(tmp_path / "c.yaml", source, to=tmp_path / "x.pcap")
@@ -208,7 +208,7 @@ def test_what_a_killed_replay_has_left_is_removed_by_the_next(tmp_path: Path, so
         assert nothing_left(broker.name)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PATH)
 def test_one_stage_alone_dumps_what_it_wrote(tmp_path: Path, stage: str):
     (tmp_path / "in.pcap").write_bytes(pcap(MIXED))
     config = write_config(tmp_path / "c.yaml", tmp_path / "in.pcap", to=tmp_path / "x.pcap", expression="tcp")

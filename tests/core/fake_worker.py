@@ -82,7 +82,7 @@ def main(name: str, kind: str, worker: str, total: str, log_path: str) -> None:
     log.configure()
     Fake.KIND = kind
     lane = Lane(0, (Input("in", "pcap"),))
-    assert kind in layout.STAGES
+    assert kind in layout.PATH
     Runner(open_pipeline(name), lane, Fake(int(total), log_path), int(worker), atomics).run()
 
 

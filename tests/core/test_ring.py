@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker.core.layout import STAGES, Geometry
+from broker.core.layout import PATH, STAGES, Geometry
 from broker.core.metrics import index
 from broker.core.ring import Ring, read_counters
 from broker.core.shm import LaneMemory, Pipeline, create_pipeline
@@ -55,7 +55,7 @@ def test_any_order_of_steps_takes_every_block_once_and_in_order(name: str, geome
     n_filter, n_encapsulate, n_send = counts
     lane = create_pipeline(name, [replace(geometry, n_filter=n_filter, n_encapsulate=n_encapsulate, n_send=n_send)]).lanes[0]
     all_rings = rings(lane)
-    done: dict[str, list[int]] = {kind: [] for kind in STAGES}
+    done: dict[str, list[int]] = {kind: [] for kind in PATH}
     chooser = random.Random(repr(counts))
     for _ in range(3000):
         ring = chooser.choice(all_rings)
@@ -63,7 +63,7 @@ def test_any_order_of_steps_takes_every_block_once_and_in_order(name: str, geome
             continue
         seq = ring.seq
         if ring.kind != "capture":
-            before = STAGES[STAGES.index(ring.kind) - 1]
+            before = PATH[PATH.index(ring.kind) - 1]
             assert done[before].count(seq) == len(by_kind(all_rings, before)) if before == "send" else seq in done[before]
         elif seq >= lane.geometry.n_blocks:
             assert done["send"].count(seq - lane.geometry.n_blocks) == n_send
@@ -115,12 +115,57 @@ def test_a_bell_is_rung_only_for_a_neighbour_that_is_parked_and_waits_for_this_b
     assert capture.publish() == []  # block 0: nobody sleeps
     assert second.park()  # waits for block 1
     assert not first.park()  # block 0 is there
-    assert capture.publish() == [1]
+    assert capture.publish() == [("filter", 1)]
     second.unpark()
     second.publish()
     assert second.park()  # waits for block 3
     assert capture.publish() == []  # block 2 is not for it
-    assert capture.publish() == [1]
+    assert capture.publish() == [("filter", 1)]
+
+
+@pytest.mark.parametrize(("follow_filter", "n_filter"), [(0, 1), (0, 3), (1, 1), (1, 3)])
+def test_a_reader_beside_the_path_takes_every_block_and_capture_waits_for_it(
+    name: str, geometry: Geometry, follow_filter: int, n_filter: int
+) -> None:
+    lane = create_pipeline(name, [replace(geometry, n_filter=n_filter, n_send=2, n_flows=1, flows_follow_filter=follow_filter)]).lanes[0]
+    all_rings = rings(lane)
+    passed: dict[str, set[int]] = {kind: set() for kind in STAGES}
+    chooser = random.Random(n_filter)
+    for _ in range(3000):
+        ring = chooser.choice(all_rings)
+        if not ring.ready():
+            continue
+        seq = ring.seq
+        if ring.kind == "flows":
+            assert seq in passed["filter" if follow_filter else "capture"]
+        if ring.kind == "capture" and seq >= lane.geometry.n_blocks:
+            assert seq - lane.geometry.n_blocks in passed["flows"] & passed["send"]
+        ring.publish()
+        passed[ring.kind].add(seq)
+    assert len(passed["flows"]) > 100
+    assert passed["flows"] == set(range(len(passed["flows"])))
+
+
+@pytest.mark.parametrize("follow_filter", [0, 1])
+def test_the_bell_of_a_reader_beside_the_path_is_rung_by_whom_it_follows(name: str, geometry: Geometry, follow_filter: int) -> None:
+    lane = create_pipeline(name, [replace(geometry, n_filter=2, n_flows=1, flows_follow_filter=follow_filter)]).lanes[0]
+    all_rings = rings(lane)
+    capture, first, flows = all_rings[0], by_kind(all_rings, "filter")[0], by_kind(all_rings, "flows")[0]
+    assert flows.park()
+    assert first.park()
+    assert capture.publish() == [("filter", 0)] + ([] if follow_filter else [("flows", 0)])
+    first.unpark()
+    assert first.publish() == ([("flows", 0)] if follow_filter else [])
+    flows.unpark()
+    for _ in range(capture.n_blocks - 1):
+        capture.publish()
+    for stage in ("filter", "encapsulate", "send"):
+        for ring in by_kind(all_rings, stage):
+            while ring.ready() and ring.seq < capture.seq:
+                ring.publish()
+    assert capture.park()
+    rung = [flows.publish() for _ in range(capture.n_blocks)]
+    assert rung.index([("capture", 0)]) == capture.n_blocks // 2
 
 
 def test_capture_is_woken_when_half_the_ring_is_free(pipeline: Pipeline) -> None:

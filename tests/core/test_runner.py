@@ -59,7 +59,7 @@ class Processes:
         return [int(row["cursor"]) for (k, _), row in zip(self.lane.geometry.workers, self.lane.workers, strict=True) if k == kind]
 
     def all_done(self) -> bool:
-        return all(cursor >= self.total for kind in layout.STAGES for cursor in self.cursors(kind))
+        return all(cursor >= self.total for kind in layout.PATH for cursor in self.cursors(kind))
 
 
 @pytest.fixture

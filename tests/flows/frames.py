@@ -182,7 +182,7 @@ def _carried(ethertype: int, packet: Packet | None, data: bytes, wire: int) -> C
     vni = int.from_bytes(body[4:7], "big")
     if port in (4789, 4790) and body[0] & 8:
         kinds = {1: IP, 2: IP6, 3: ETHERNET}
-        kind = kinds.get(body[3]) if body[0] & 4 else ETHERNET
+        kind = kinds.get(body[3]) if port == 4790 and body[0] & 4 else ETHERNET
         return ("vxlan", vni, kind, body[8:], max(0, wire - 8)) if kind else None
     if port == 6081 and body[0] >> 6 == 0:
         size = 8 + 4 * (body[0] & 0x3F)

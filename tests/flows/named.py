@@ -33,7 +33,7 @@ def question_of_dns(message: bytes) -> Name | None:
         at += 1 + size
     if len(message) < at + 3:
         return None
-    return Name("dns", _plain(b".".join(labels)), int.from_bytes(message[at + 1 : at + 3], "big"))
+    return Name("dns", _plain(b".".join(labels)) or ".", int.from_bytes(message[at + 1 : at + 3], "big"))
 
 
 def code_of_dns(message: bytes) -> int:

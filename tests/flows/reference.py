@@ -75,7 +75,9 @@ def see(records: Iterable[Record], layer: str = "outer") -> Iterator[Seen]:
         if isinstance(found, str):
             yield Seen(number, record.ts_ns, record.wirelen, found)
             continue
-        ports = found.ports if found.tunnel else fragments.ports(found, record.ts_ns)
+        outer = found if layer == "outer" else dissect(record)
+        outer_ports = fragments.ports(outer, record.ts_ns) if isinstance(outer, Packet) else (0, 0)
+        ports = found.ports if found.tunnel else outer_ports
         yield Seen(number, record.ts_ns, record.wirelen, "", found, ports)
 
 

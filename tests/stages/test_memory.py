@@ -113,10 +113,10 @@ def test_a_polling_loop_reads_memory_each_time_round() -> None:
 def test_a_publisher_fences_between_its_cursor_and_the_look_at_who_sleeps() -> None:
     counters, row = np.zeros(8, np.int64), np.zeros(64, np.int64)
     at = int(counters.ctypes.data)
-    assert atomics.publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1) == 0
+    assert atomics.publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1, 0) == 0
     assert counters[6] == 5
     publish = fresh(atomics.publish.py_func)
-    publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1)
+    publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1, 0)
     (ir,) = publish.inspect_llvm().values()
     body = ir[ir.index("define") :]
     store = body.index("store atomic i64")

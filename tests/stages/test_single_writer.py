@@ -71,7 +71,7 @@ def test_each_stage_changes_only_its_own_columns(tmp_path: Path, noise: int) -> 
     tickets = np.zeros(2 * sizes.n_blocks, layout.TICKET)
     made: list[tuple[str, Stage]] = []
     keep = []
-    for kind in layout.STAGES:
+    for kind in layout.PATH:
         counters, live = np.zeros(N_COUNTERS, np.int64), np.zeros(N_COUNTERS, np.int64)
         keep += [counters, live]
         at = int(shared.ctypes.data)

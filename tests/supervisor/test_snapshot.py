@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 
-from broker.core.layout import STAGES, Geometry
+from broker.core.layout import PATH, Geometry
 from broker.core.metrics import N_COUNTERS, index
 from broker.core.shm import LaneMemory, Pipeline, create_pipeline
 from broker.supervisor import snapshot
@@ -25,7 +25,7 @@ class Player:
 
     def __init__(self, lane: LaneMemory) -> None:
         self.lane = lane
-        self.counters = {kind: np.zeros(N_COUNTERS, np.int64) for kind in STAGES}
+        self.counters = {kind: np.zeros(N_COUNTERS, np.int64) for kind in PATH}
 
     def publish(self, kind: str, seq: int, **counts: int) -> None:
         for name, n in counts.items():

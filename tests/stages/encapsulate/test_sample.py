@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 
 from stages import memory
-from stages.encapsulate.sample import (
+from stages.encapsulate.limit import (
     MAX_BURST,
-    MAX_ONE_IN,
     MAX_RATE,
     admit_packet,
     make_limiter,
-    sample_flow,
-    sample_packet,
-    sampling_key,
 )
 from stages.jit import PLAIN
+from stages.wire.sampling import MAX_ONE_IN, sample_flow, sample_packet, sampling_key
 from tests import packets as p
 from tests.stages.encapsulate.guarded import run_plain
 from tests.stages.wire.reading import Reader

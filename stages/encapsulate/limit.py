@@ -1,14 +1,8 @@
-"""Which packets of too many are kept: some flows, one packet in so many, or as many as a rate allows.
+"""What two token buckets, of packets and of bits, have room for.
 
-| kernel | keeps |
+| kernel | does |
 |---|---|
-| sample_flow | one flow in n, whole: by a keyed hash of KEY.flow (stages/wire/flow.py), alike in both directions and on every agent |
-| sample_packet | exactly one of each n packets that follow each other, at a place that the key draws anew each time |
-| admit_packet | what two token buckets, of packets and of bits, have room for |
-
-Agents with the same key keep the same flows, and one that samples 1 in 10 keeps all that another keeps at 1 in 1000: the hash is a number
-in [0, 1), and a flow is kept where it is below 1/n. KEY.flow leaves ports out in fragments, so a flow that is fragmented now and then
-counts as two. Who does not know the key cannot say what will be kept. The rate to export is 1/n.
+| admit_packet | takes room in both for a packet, or in neither |
 
 **A bucket** is a leak: what was admitted and has not yet leaked out. It leaks `rate` units a second, and a packet is admitted where its own
 units still fit below `burst`. All is counted in units * 10^9, so one nanosecond leaks exactly `rate`: nothing is rounded, nothing drifts.
@@ -18,22 +12,17 @@ played, the bucket goes on from there.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.jit import kernel
-from stages.memory import load64, mix, shift_right, store64
+from stages.memory import load64, store64
 
-MAX_ONE_IN = 1 << 30
 MAX_RATE = 1 << 40  # a terabit, in bits/s
 MAX_BURST = 1 << 32  # 4 Gbit: with the 10^9 it fits 63 bits
 
-COMMON_KEY = 0x5C5A_94D0_E0F1_6F2B  # of all agents that were given none
 _SECOND_NS = 1_000_000_000
 _LONGEST_BITS = 8 * (65_536 + 128)  # of IP, in a frame with tags, in the longest outer header
-_MIX_A, _MIX_B = 0x2D358DCCAA6C78A5, 0x0BB67AE8584CAA73  # odd, and far from each other
 
 BUCKET = np.dtype(
     [
@@ -46,11 +35,6 @@ BUCKET = np.dtype(
 assert BUCKET.fields is not None
 _RATE, _BURST, _LEVEL, _TS = (BUCKET.fields[name][1] for name in BUCKET.fields)
 _BUCKET_BYTES = BUCKET.itemsize
-
-
-def sampling_key(text: str) -> int:
-    """The 63-bit key that agents with the same text share."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def limiter_for(packets_per_s: int, bits_per_s: int, burst_ns: int) -> NDArray[np.void]:
@@ -70,24 +54,6 @@ def make_limiter(packets_per_s: int = 0, burst_packets: int = 1, bits_per_s: int
     limiter = np.zeros(2, BUCKET)
     limiter["rate"], limiter["burst"] = (packets_per_s, bits_per_s), (burst_packets, burst_bits)
     return limiter
-
-
-@kernel
-def _keyed_hash(value: int, key: int) -> int:
-    """32 bits."""
-    return shift_right(mix(mix(value ^ key, _MIX_A) ^ key, _MIX_B), 32)
-
-
-@kernel
-def sample_flow(flow: int, key: int, n: int) -> int:
-    """1: kept. `flow`: 32 bits, of KEY or VERDICT; `key`: `sampling_key`; `n`: 1..MAX_ONE_IN."""
-    return 1 if _keyed_hash(flow, key) * n < 1 << 32 else 0
-
-
-@kernel
-def sample_packet(number: int, key: int, n: int) -> int:
-    """1: kept. `number`: of the packet, from 0, without gaps; the same number always gives the same. `n`: 1..MAX_ONE_IN."""
-    return 1 if number % n == _keyed_hash(number // n, key) * n >> 32 else 0
 
 
 @kernel

@@ -1,0 +1,1 @@
+"""The flows stage: who talks to whom, beside the path."""

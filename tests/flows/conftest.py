@@ -1,0 +1,3 @@
+from tests.pipelines import name, shm
+
+__all__ = ("name", "shm")
