@@ -292,6 +292,12 @@ class Config:
     deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     flows: Flows | None = None  # None: no metadata
 
+    @property
+    def uses_stdout(self) -> bool:
+        """What is for people goes elsewhere then."""
+        exports = self.flows.exports if self.flows else ()
+        return any(one.file == STDOUT for one in (*self.tools, *exports))
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:

@@ -153,7 +153,7 @@ def test_names_are_those_that_tshark_reads(tmp_path: Path) -> None:
         for found in meter_packets([seen]):
             if found["named"] and (dns or tls):
                 read = {"dns": dns, "tls": tls}[found["named"]].lower()
-                assert found["name"] == ("" if read == "<root>" else read), seen.number
+                assert found["name"] == ("." if read == "<root>" else read), seen.number
                 compared += 1
     assert compared > 50
 
