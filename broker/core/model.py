@@ -295,8 +295,8 @@ class Config:
     @property
     def uses_stdout(self) -> bool:
         """What is for people goes elsewhere then."""
-        exports = self.flows.exports if self.flows else ()
-        return any(one.file == STDOUT for one in (*self.tools, *exports))
+        files = [tool.file for tool in self.tools] + [export.file for export in (self.flows.exports if self.flows else ())]
+        return STDOUT in files
 
 
 @dataclass(frozen=True, slots=True)
