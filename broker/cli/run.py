@@ -14,7 +14,7 @@ from broker.cli.common import DEFAULT_NAME, compiled, quiet_logs
 from broker.cli.progress import Progress
 from broker.core import log
 from broker.core.errors import EXIT_CONFIG, ConfigErrors
-from broker.core.model import STDOUT, Config
+from broker.core.model import Config
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
 
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return EXIT_CONFIG
-    return conclude(outcome, sys.stderr if any(tool.file == STDOUT for tool in config.tools) else sys.stdout)
+    return conclude(outcome, sys.stderr if config.uses_stdout else sys.stdout)
 
 
 def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, progress: Progress) -> Outcome:

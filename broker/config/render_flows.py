@@ -26,7 +26,10 @@ def written_flows(value: Flows) -> dict[str, Any]:
             | {"capacity_bits_per_s": link.capacity_bits_per_s}
             for link in value.links
         },
-        "sites": {site.name: {"nets": list(site.nets)} | ({"within": site.within} if site.within else {}) for site in value.sites},
+        "sites": {
+            site.name: ({"nets": list(site.nets)} if site.nets else {}) | ({"within": site.within} if site.within else {})
+            for site in value.sites
+        },
     }
     return {key: getattr(value, key) for key in _PLAIN} | {key: item for key, item in optional.items() if item}
 
@@ -42,7 +45,7 @@ def _export(value: Export) -> dict[str, Any]:
 def _store(value: Store) -> dict[str, Any]:
     said = {key: getattr(value, key) for key in TAGGED[f"@{value.kind}"].model_fields if key != "tls"}
     said = {key: list(item) if isinstance(item, tuple) else item for key, item in said.items() if item != ""}
-    return said | _tls(value.tls)
+    return {"kind": value.kind} | said | _tls(value.tls)
 
 
 def _tls(value: Tls | None) -> dict[str, Any]:

@@ -292,6 +292,12 @@ class Config:
     deliveries: tuple[Delivery, ...] = field(default=(), compare=False)  # follow from the rest; see `broker.config.deliveries`
     flows: Flows | None = None  # None: no metadata
 
+    @property
+    def uses_stdout(self) -> bool:
+        """What is for people goes elsewhere then."""
+        files = [tool.file for tool in self.tools] + [export.file for export in (self.flows.exports if self.flows else ())]
+        return STDOUT in files
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:

@@ -70,6 +70,12 @@ def test_files_are_taken_from_the_directory_of_the_configuration() -> None:
     assert found.store == Store(directory="/d/s")
 
 
+def test_lines_for_standard_output_send_tables_elsewhere() -> None:
+    text = "inputs: {{a: {{kind: pcap, file: f}}}}\nflows: {{exports: {{l: {{kind: json, file: {}}}}}}}\n"
+    assert parse_config(text.format("'-'")).uses_stdout
+    assert not parse_config(text.format("l")).uses_stdout
+
+
 def test_whoever_says_tls_gets_it() -> None:
     found = flows("{exports: {a: {kind: ipfix, to: 'tls://192.0.2.1:1'}}, store: {kind: clickhouse, url: 'https://h', directory: s}}")
     assert found.exports[0].tls == Tls()

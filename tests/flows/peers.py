@@ -32,17 +32,24 @@ REASONS = {
     "two tags": "behind two VLAN tags nothing is looked for",
     "extension header": "of IPv6 the protocol is that of the first extension header",
     "chain": "of IPv6 AH and mobility headers are the protocol, and later fragments are of protocol 0",
-    "tunnel": "of IP in IP and in GRE what is inside counts, and nothing where that is not IP",
-    "pptp": "of GRE for PPTP the call is the destination port",
+    "tunnel": "of IP in IP, and in GRE without a key, what is inside counts, and nothing where that is not IP",
+    "tunnel in fragments": "IP in IP and GRE that came in fragments are not counted",
+    "pptp": "of GRE for PPTP the call is the destination port, and nothing counts where it carries no PPP",
     "pppoe": "IP in PPPoE counts",
     "vntag": "IP behind a VN-Tag counts",
+    "fabric": "IP in FabricPath counts",
+    "service tag": "behind a tag of 802.1ad nothing is looked for",
     "mpls": "IP behind MPLS labels counts",
     "tcp header": "TCP whose header is longer than the packet is not counted",
     "udp of no length": "UDP in IP of length 0 is not counted",
+    "longest": "IP of 65,535 bytes is not counted",
     "jumbogram": "IPv6 of length 0 with a hop-by-hop header is not counted",
 }
 
-VNTAG, PPPOE = 0x8926, 0x8864
+VNTAG, FABRIC, PPPOE, SERVICE_TAG = 0x8926, 0x8903, 0x8864, 0x88A8
+IN_GRE, KEYED = (b"\x08\x00", b"\x86\xdd", b"\x88\x47", b"\x65\x58"), 0x20
+"""What in GRE nfpcapd looks into, where there is no key: IP, MPLS, Ethernet."""
+PPP = b"\x88\x0b"
 NEEDED_BYTES = {TCP: 20, UDP: 8, SCTP: 12, ICMP: 8, ICMP6: 8}
 
 Told = tuple[Key, int] | None
@@ -72,9 +79,9 @@ def makes_sense(record: Record) -> bool:
 def behind(record: Record) -> tuple[str, Packet] | None:
     """The IP packet behind headers that we do not look behind, so that it is in no flow, and which of REASONS that is."""
     at, data, why = 12, record.data, ""
-    while (ethertype := int.from_bytes(data[at : at + 2], "big")) in (*TAGS, VNTAG):
-        at += 6 if ethertype == VNTAG else 4
-        why = "vntag" if ethertype == VNTAG else why
+    while (ethertype := int.from_bytes(data[at : at + 2], "big")) in (*TAGS, VNTAG, FABRIC):
+        at += {VNTAG: 6, FABRIC: 16}.get(ethertype, 4)
+        why = {VNTAG: "vntag", FABRIC: "fabric"}.get(ethertype, why)
     at += 2
     kind: int | None = ethertype
     if ethertype == PPPOE:
@@ -91,11 +98,12 @@ def behind(record: Record) -> tuple[str, Packet] | None:
     return (why, found) if isinstance(found, Packet) else None
 
 
-def tags_of(record: Record) -> int:
-    n = 0
-    while int.from_bytes(record.data[12 + 4 * n : 14 + 4 * n], "big") in TAGS:
-        n += 1
-    return n
+def tags_of(record: Record) -> list[int]:
+    """Types of the VLAN tags, from the outside in."""
+    found: list[int] = []
+    while (kind := int.from_bytes(record.data[12 + 4 * len(found) : 14 + 4 * len(found)], "big")) in TAGS:
+        found.append(kind)
+    return found
 
 
 def plain(seen: Seen, packet: Packet) -> tuple[Key, int]:
@@ -152,7 +160,7 @@ class Tool:
 class Softflowd(Tool):
     def tell(self, seen: Seen, packet: Packet, why: Why) -> Told:
         key, n_bytes = plain(seen, packet)
-        if tags_of(self.records[seen.number]) > 1:
+        if len(tags_of(self.records[seen.number])) > 1:
             why.add("two tags")
             return None
         if _is_icmp(packet):
@@ -179,7 +187,7 @@ class Softflowd(Tool):
 
 
 class Pmacctd(Tool):
-    sees = frozenset({"mpls", "pppoe", "vntag"})
+    sees = frozenset({"mpls", "pppoe", "vntag", "fabric"})
 
     def __init__(self, records: Sequence[Record], packets: Sequence[Seen]) -> None:
         super().__init__(records, packets)
@@ -191,8 +199,14 @@ class Pmacctd(Tool):
 
     def tell(self, seen: Seen, packet: Packet, why: Why) -> Told:
         key, n_bytes = plain(seen, packet)
+        if SERVICE_TAG in tags_of(self.records[seen.number]):
+            why.add("service tag")
+            return None
         if packet.version == 6 and packet.said == 0 and packet.next_header == 0:
             why.add("jumbogram")
+            return None
+        if packet.said == 65_535:
+            why.add("longest")
             return None
         if packet.version == 4 and packet.fragment == "later":
             ports = self.first.get(self._datagram(packet))
@@ -221,8 +235,12 @@ class Nfpcapd(Tool):
         self.pieces: dict[object, dict[int, tuple[int, tuple[int, int]]]] = {}
 
     def tell(self, seen: Seen, packet: Packet, why: Why) -> Told:
-        if packet.protocol in (4, 41, 47) and not packet.fragment and not packet.tunnel:
-            inside = self._inside(seen, packet)
+        if SERVICE_TAG in tags_of(self.records[seen.number]):
+            why.add("service tag")
+            return None
+        chained = packet.version == 6 and (packet.next_header in EXTENSIONS or packet.next_header == FRAGMENT)
+        if packet.protocol in (4, 41, 47) and not packet.fragment and not chained:
+            inside = None if why & self.sees else self._inside(seen, packet)
             why.add("tunnel")
             if inside is None:
                 return None
@@ -230,6 +248,8 @@ class Nfpcapd(Tool):
         key, n_bytes = plain(seen, packet)
         if packet.protocol == 47 and packet.l4 is not None and packet.l4[1] & 7 == 1:
             why.add("pptp")
+            if packet.l4[2:4] != PPP:
+                return None
             key = _with(key, (0, int.from_bytes(packet.l4[6:8], "big")))
         if packet.version == 6 and (packet.next_header in EXTENSIONS or packet.next_header == FRAGMENT):
             why.add("extension header")
@@ -258,7 +278,7 @@ class Nfpcapd(Tool):
         for depth in range(1, 5):
             if found.protocol not in (4, 41, 47) or (found.protocol == 47 and found.l4 and found.l4[1] & 7 == 1):
                 break
-            if found.protocol == 47 and (found.l4 is None or found.l4[2:4] not in (b"\x08\x00", b"\x86\xdd", b"\x88\x47")):
+            if found.protocol == 47 and not (found.l4 and not found.l4[0] & KEYED and found.l4[2:4] in IN_GRE):
                 return None
             inside = dissect(self.records[seen.number], "inner", depth)
             if isinstance(inside, Packet) and not inside.tunnel:  # labels, in GRE
@@ -278,4 +298,7 @@ class Nfpcapd(Tool):
             return None
         why.add("datagram put together")  # be there holes in it or not
         del self.pieces[datagram]
-        return _with(key, pieces[0][1]), 20 + at + n_bytes
+        if packet.protocol in (4, 41, 47):
+            why.add("tunnel in fragments")
+            return None
+        return _with(key, pieces[0][1]), at + packet.wire  # with what pads the last one
