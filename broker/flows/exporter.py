@@ -112,7 +112,7 @@ class Exporter:
         self._sinks = {e.name: make_sink(e, self._exports.of(e.name), self._context) for e in self._flows.exports}
         self._store_row = self._exports.of(STORE_ROW)
         self._spool = self._open_spool(self._flows.store)
-        self._meter = Meter(pipeline, self._names)
+        self._meter = Meter(self._reader, self._names)
         self._metered_ns = time.monotonic_ns()
         self._stored_before, self._dropped_before = self._stored()
         self.missing = 0

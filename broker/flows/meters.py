@@ -7,7 +7,6 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.core.shm import Pipeline
 from broker.supervisor.ledger import balance
 from broker.supervisor.snapshot import Names, Reader
 
@@ -33,8 +32,8 @@ _Use = tuple[int, int, int]  # packets, bytes, dropped
 class Meter:
     """Of one pipeline. What was counted before this process was started belongs to no time that it knows."""
 
-    def __init__(self, pipeline: Pipeline, names: Names) -> None:
-        self._reader = Reader(pipeline)
+    def __init__(self, reader: Reader, names: Names) -> None:
+        self._reader = reader
         self._taken_ns = time.monotonic_ns()
         self._before = self._used(names)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.core.values import Tls
+from broker.flows.export.transports import tls_context
 from broker.flows.segments import Header, Rows, Segment
 from broker.flows.store.base import StoreError
 from broker.flows.store.migrations import APPLIED, MIGRATIONS, PARTITION_NS
@@ -42,7 +43,7 @@ class ClickHouseStore:
         self._host, self._database = url.hostname, store.database
         self._port = url.port or (8443 if url.scheme == "https" else 8123)
         tls = store.tls or Tls()
-        self._tls = tls_context(tls) if url.scheme == "https" else None
+        self._tls = _context(tls) if url.scheme == "https" else None
         self._server_name = tls.server_name or self._host
         self._headers = {"X-ClickHouse-User": store.user or "default", **_password(store)}
         self._connection: http.client.HTTPConnection | None = None
@@ -182,17 +183,13 @@ def identifier(name: str) -> str:
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
+def _context(tls: Tls) -> ssl.SSLContext:
     """TapmeshError when a file is not there or not what it should be."""
     try:
-        context = ssl.create_default_context(cafile=tls.ca or None)
-        if not tls.verify:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if tls.cert:
-            context.load_cert_chain(tls.cert, tls.key or None)
-    except (OSError, ssl.SSLError) as error:
-        raise TapmeshError(f"flows.store.tls: {tls.ca or tls.cert}: {error}") from None
-    return context
+        return tls_context(tls)
+    except OSError as error:
+        files = ", ".join(f"{name} '{file}'" for name, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)) if file)
+        raise TapmeshError(f"flows.store.tls: {files}: {error.strerror or error}") from None
 
 
 def _password(store: Store) -> dict[str, str]:

@@ -268,9 +268,10 @@ def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
     ("keys", "words"),
     [
         ({"url": "tcp://a:1"}, "flows.store.url: 'tcp://a:1', expected http"),
+        ({"url": "https://a", "tls": Tls(ca="/none")}, "flows.store.tls: ca '/none': No such file"),
         ({"url": "http://a", "password_file": "/none"}, "flows.store.password_file: /none: .*No such file"),
     ],
 )
-def test_what_cannot_be_used_is_told_at_once(keys: dict[str, str], words: str) -> None:
+def test_what_cannot_be_used_is_told_at_once(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(TapmeshError, match=words):
         ClickHouseStore(Store("clickhouse", **keys))
