@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -60,5 +61,8 @@ class Retention:
 
 def _weigh(hour: Path) -> tuple[int, float]:
     """Bytes of all files, and when the youngest was written."""
-    stats = [path.stat() for path in hour.iterdir()]
+    stats = []
+    for path in hour.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # who asks keeps files of their own here, and may remove one right now
+            stats.append(path.stat())
     return sum(stat.st_size for stat in stats), max((stat.st_mtime for stat in stats), default=0.0)
