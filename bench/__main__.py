@@ -8,7 +8,9 @@ import sys
 
 from bench.report import line
 
-BENCHES = ("replay", "filter", "classbench", "encapsulate", "dedup", "flows", "explain", "memory", "startup", "live")
+BENCHES = (
+    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "export", "store", "answers", "explain", "memory", "startup", "live",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 
-from broker.cli import check, diff, explain, receive, replay, run, status, top
+from broker.cli import check, diff, explain, flows, receive, replay, run, status, top
 from broker.core.errors import TapmeshError
 
-COMMANDS = (run, check, explain, diff, replay, receive, status, top)
+COMMANDS = (run, check, explain, diff, replay, receive, status, top, flows)
 
 
 def parser() -> argparse.ArgumentParser:

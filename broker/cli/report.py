@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from broker.cli.report_flows import exports_table, flows_table
 from broker.cli.table import Column, count, reasons, render, share, size
 from broker.core.layout import STAGES
 from broker.core.metrics import WIDTH, index, of_stage
@@ -176,6 +177,10 @@ def whole(snapshot: Snapshot, ledger: Ledger) -> str:
         parts.append(tools_table(ledger, snapshot.alive))
     if snapshot.senders:
         parts.append(senders_table(snapshot.senders))
+    if ledger.flows is not None:
+        parts.append(flows_table(ledger.flows))
+    if snapshot.exports:
+        parts.append(exports_table(snapshot.exports))
     parts.append(ledger_table(ledger))
     parts += [f"  ledger: {fault}" for fault in ledger.faults()]
     return "\n\n".join(parts)

@@ -122,5 +122,6 @@ def as_json(snapshot: Snapshot, ledger: Ledger, troubles: list[str]) -> dict[str
             for f in report.stage_figures(snapshot)
         ],
         "senders": [{**asdict(sender), "expected_packets": sender.expected_packets} for sender in snapshot.senders],
+        "exports": list(snapshot.exports),
         "ledger": ledger.as_json(),
     }

@@ -11,9 +11,9 @@ reverse. The source is who began: of TCP who sent the SYN, else who was seen to 
     entries  ENTRY[max_flows]     flows that go on
     names    NAME[n_names]        what is known of some of them in words
     undo     UNDO[n_undo]         entries as they were before the block that is being done
-    records  FLOW[n_records]      flows that have ended, or were long enough: record `n` lies at `n % n_records`
+    records  FLOW[n_records]      flows that have ended, or were long enough: the n-th that is there lies at `n % n_records`
 
-A record belongs to the exporter once `published` is above its number, and to the flows stage again once `taken` is.
+The n-th record belongs to the exporter once `published` is above n, and to the flows stage again once `taken` is.
 
 ``exports``: EXPORT[EXPORTS], what has become of the records, a row for each export and one for the store.
 """
@@ -57,7 +57,7 @@ FLOW = np.dtype(
         ("packets", "<i8", (2,)),
         ("source", "u1", (16,)),  # network order; an IPv4 address is in the last four
         ("destination", "u1", (16,)),
-        ("number", "<i8"),  # of the record in its lane, from 0
+        ("number", "<i8"),  # of the record in its lane, from 0; those that were dropped for want of room are counted in it
         ("source_port", "<u2"),  # of ICMP: the type, as Community ID has it
         ("destination_port", "<u2"),  # of ICMP: the type of the answer, or the code of a type that has none
         ("icmp", "<u2"),  # type << 8 | code of the first packet

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.core import log
@@ -19,23 +18,28 @@ from broker.core.errors import TapmeshError
 from broker.core.flow_model import Export, Flows, Store
 from broker.core.flow_ring import FlowMemory, RecordReader
 from broker.core.shm import Pipeline
+from broker.flows.export.messages import ExportContext, Lost
 from broker.flows.meters import Meter, store_meter
 from broker.flows.pipeline import STORE_ROW, ExportRows, Following, spool_directory
 from broker.flows.segments import Header, Rows
 from broker.flows.spool import Spool
 from broker.flows.stopping import Stopping
-from broker.supervisor.snapshot import names_of
+from broker.supervisor.flow_ledger import flows_ledger
+from broker.supervisor.snapshot import Reader, names_of
 
 EVENTS = {
     "exporter_started": "records are taken from here on",
     "exporter_stopped": "all that was there is handed over",
     "records_missing": "numbers of a lane are not there: the flows stage had no room for those records and has counted them",
+    "spool_unchanged": "the store was changed to a directory that cannot be used; records go to the spool of the one before",
     "export_refused": "what an export was changed to does not work; it goes on as it was, or not at all if it is new",
 }
 
 MOST = 8192
 """Records that are taken out of a lane at once."""
 EVERY_S = 0.05
+IGNORED = ("cut", "skipped")
+"""Why IP packets are in no flow although they were meant to be. The other reasons are no loss."""
 SINKS_S = 3.0
 """What exports have, all together, to send what waits when the exporter stops."""
 
@@ -51,27 +55,21 @@ class Sink(Protocol):
     def close(self, within_s: float) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SinkContext:
-    """What records do not say themselves."""
-
-    node: str
-    run: int  # ns since 1970
-    inputs: dict[int, str] = field(default_factory=dict)  # slot -> name; grows with a reload
-
-
-MakeSink = Callable[[Export, Any, SinkContext], Sink]
+MakeSink = Callable[[Export, Any, ExportContext], Sink]
 Prepare = Callable[[Rows], Rows]
 
 
-def _make_sink(export: Export, row: Any, context: SinkContext) -> Sink:
+def _make_sink(export: Export, row: Any, context: ExportContext) -> Sink:
     # Only who exports needs what it takes (TLS, encoders).
     sink: Sink = importlib.import_module("broker.flows.export.sinks").make_sink(export, row, context)
     return sink
 
 
-def _as_they_are(_flows: Flows) -> Prepare:
-    return lambda rows: rows
+def _make_prepare(flows: Flows) -> Prepare:
+    if not flows.anonymise_key_file and not flows.drop:
+        return lambda rows: rows
+    prepare: Prepare = importlib.import_module("broker.flows.export.prepare").make_prepare(flows)
+    return prepare
 
 
 class _Lane:
@@ -97,7 +95,7 @@ class Exporter:
         pipeline: Pipeline,
         *,
         make_sink: MakeSink = _make_sink,
-        make_prepare: Callable[[Flows], Prepare] = _as_they_are,
+        make_prepare: Callable[[Flows], Prepare] = _make_prepare,
     ) -> None:
         self._following = Following(pipeline)
         self._exports = ExportRows(pipeline)
@@ -106,7 +104,8 @@ class Exporter:
         self._flows = self._flows_of()
         self._names = names_of(config)
         self._run = int(pipeline.header[0]["created_ns"])
-        self._context = SinkContext(config.node, self._run, dict(self._names.inputs))
+        self._reader = Reader(pipeline)
+        self._context = ExportContext(config.node, self._run, dict(self._names.inputs), self._flows.sample, self._flows.drop, self._lost)
         self._log = log.get(pipeline=pipeline.name)
         self._lanes = [_Lane(pipeline, n) for n in range(len(pipeline.lanes))]
         self._prepare = make_prepare(self._flows)
@@ -179,6 +178,13 @@ class Exporter:
         lane.reader.release(n)
         return n
 
+    def _lost(self) -> Lost:
+        ledger = flows_ledger(self._reader.take(self._names, rings=False).lanes)
+        if ledger is None:
+            return Lost()
+        ignored = sum(ledger.unmetered_packets[reason] for reason in IGNORED)
+        return Lost(ignored, ledger.dropped_records, ledger.dropped_record_packets, ledger.dropped_record_bytes)
+
     def _open_spool(self, store: Store | None) -> Spool | None:
         if store is None:
             return None
@@ -208,6 +214,7 @@ class Exporter:
         self._names = names_of(config, self._names)
         self._context.inputs.update(self._names.inputs)
         before, self._flows = self._flows, config.flows or self._flows
+        self._context.sample, self._context.drop = self._flows.sample, self._flows.drop
         self._prepare = self._make_prepare(self._flows)
         old = {e.name: e for e in before.exports}
         new = {e.name: e for e in self._flows.exports}
@@ -217,9 +224,19 @@ class Exporter:
             if old.get(name) != export or name not in self._sinks:
                 self._change_sink(export)
         if before.store != self._flows.store:
-            if self._spool is not None:
-                self._spool.close()
-            self._spool = self._open_spool(self._flows.store)
+            self._change_spool(self._flows.store)
+
+    def _change_spool(self, store: Store | None) -> None:
+        self._store_row = self._exports.of(STORE_ROW)  # there has been none, perhaps
+        self._stored_before, self._dropped_before = self._stored()
+        try:
+            spool = self._open_spool(store)
+        except (TapmeshError, OSError) as error:
+            self._log.error("spool_unchanged", reason=str(error))
+            return
+        if self._spool is not None:
+            self._spool.close()
+        self._spool = spool
 
     def _change_sink(self, export: Export) -> None:
         try:

@@ -103,8 +103,7 @@ def _known(codes: Numbers, names: tuple[str, ...]) -> Words:
 
 
 def _texts(texts: NDArray[np.bytes_]) -> Words:
-    codes = np.zeros(len(texts), np.int32)
-    there = np.flatnonzero(texts != b"")
-    words, codes_there = np.unique(texts[there], return_inverse=True)
-    codes[there] = codes_there + 1
-    return Words(codes, ["", *(word.decode(errors="replace") for word in words.tolist())])
+    # Sorting them, as np.unique does, takes eight times as long.
+    known: dict[bytes, int] = {}
+    codes = np.fromiter((known.setdefault(text, len(known)) for text in texts.tolist()), np.int32, len(texts))
+    return Words(codes, [text.decode(errors="replace") for text in known])

@@ -13,8 +13,8 @@ from broker.supervisor.plan import HEARTBEAT_NS, UP
 from broker.supervisor.snapshot import Snapshot, WorkerSnapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_POSITIONS = ("source_", "file_", "lost_")
-"""Rows that tell where something is, or what is missing; they may go back, so they are gauges."""
+_POSITIONS = ("source_", "file_", "lost_", "live_")
+"""Rows that tell where something is, how many there are, or what is missing; they may go back, so they are gauges."""
 
 MAX_RULES = 1000
 """With more, every scrape would be megabytes, and every rule three series to keep."""
@@ -25,6 +25,21 @@ _RULE_COUNTS = {
 }
 
 
+_EXPORT_COUNTS = {
+    "records": "records of flows handed over: sent, written, stored (records)",
+    "messages": "messages, lines or files that they were handed over in (messages)",
+    "bytes": "of those (bytes)",
+    "dropped_records": "never handed over (records)",
+    "dropped_packets": "in records that were never handed over (packets)",
+    "dropped_bytes": "in records that were never handed over (bytes)",
+    "errors": "the collector or store refused, or could not be reached (times)",
+    "waiting_records": "in a buffer or on disk (records)",
+    "connected": "1: the last attempt went well",
+}
+"""Of exports and, under the name `store`, of the store of flow records."""
+_EXPORT_GAUGES = ("waiting_records", "connected")
+
+
 def exposition(snapshot: Snapshot, ledger: Ledger) -> str:
     """The whole page. Slots without a name are left out as long as they have counted nothing."""
     lines: list[str] = []
@@ -33,6 +48,7 @@ def exposition(snapshot: Snapshot, ledger: Ledger) -> str:
     lines += _rules(ledger)
     lines += _workers(snapshot)
     lines += _ledger(ledger)
+    lines += _exports(snapshot)
     if snapshot.alive:
         alive = [({"tool": tool}, int(there)) for tool, there in snapshot.alive.items()]
         lines += _gauge("tapmesh_tool_alive", "1: the tool answers when it is asked; those that are not asked are not here", alive)
@@ -105,6 +121,17 @@ def _rules(ledger: Ledger) -> Iterator[str]:
         for m in ledger.maps:
             for number, rule in enumerate(m.rules, 1):
                 yield _sample(name, {"map": m.map, "rule": str(number), "action": rule.action}, getattr(rule, field))
+
+
+def _exports(snapshot: Snapshot) -> Iterator[str]:
+    for field, text in _EXPORT_COUNTS.items():
+        kind = "gauge" if field in _EXPORT_GAUGES else "counter"
+        name = f"tapmesh_export_{field}" + ("" if kind == "gauge" else "_total")
+        if snapshot.exports:
+            yield f"# HELP {name} {text}"
+            yield f"# TYPE {name} {kind}"
+        for one in snapshot.exports:
+            yield _sample(name, {"export": str(one["name"])}, int(one[field]))
 
 
 def _gauge(name: str, text: str, samples: Iterable[tuple[dict[str, str], int]]) -> Iterator[str]:

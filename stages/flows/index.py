@@ -28,6 +28,7 @@ _STATE_AT, _N_FLOWS = TABLE.fields["state_at"][1], STATE.fields["n_flows"][1]
 # A key: as ENTRY begins.
 SOURCE_HIGH, SOURCE_LOW, DESTINATION_HIGH, DESTINATION_LOW, WHAT, LINK = (8 * n for n in range(6))
 
+_SPREAD_A, _SPREAD_B = 0x2D358DCCAA6C78A5, 0x0BB67AE8584CAA73  # odd
 _ENTRY_BITS = 24
 _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 _KEY_MASK = (1 << WHAT_TTL) - 1
@@ -39,7 +40,7 @@ def hash_key(table: int, key: int) -> int:
     seed_a, seed_b, what = load64(table + _SEED_A), load64(table + _SEED_B), load64(key + WHAT) & _KEY_MASK
     one = mix(load64(key + SOURCE_LOW) ^ seed_a, load64(key + SOURCE_HIGH) ^ seed_b ^ (what & 0xFFFF) << 40)
     two = mix(load64(key + DESTINATION_LOW) ^ seed_a, load64(key + DESTINATION_HIGH) ^ seed_b ^ (what >> 16 & 0xFFFF) << 40)
-    return mix(one ^ two ^ seed_b, one + two + ((what >> 32) ^ load64(key + LINK) * 0x0BB67AE8584CAA73))
+    return one + two ^ ((what >> 32) + load64(key + LINK) * _SPREAD_B) * _SPREAD_A
 
 
 @kernel

@@ -205,7 +205,8 @@ def write_record(table: int, entry: int, reason: int) -> None:
         count(table, _DROPPED_PACKETS, load32(entry + PACKETS) + load32(entry + PACKETS + 4))
         count(table, _DROPPED_BYTES, load64(entry + BYTES) + load64(entry + BYTES + 8))
         return
-    _fill_record(table, entry, load64(table + _RECORDS_AT) + head % n_records * _FLOW_BYTES, head, reason)
+    number = head + load64(state + _DROPPED)  # so that whoever reads records sees where some are not there
+    _fill_record(table, entry, load64(table + _RECORDS_AT) + head % n_records * _FLOW_BYTES, number, reason)
     store64(state + _HEAD, head + 1)
 
 

@@ -57,33 +57,36 @@ from stages.flows.seen import (
     TS,
     WHY,
     see_packet,
+    see_plain,
 )
 from stages.flows.seen import TOS as SEEN_TOS
 from stages.flows.table import ENTRY_BYTES, TABLE, save_entry
 from stages.flows.tcp import ACK, SYN, payload_of_tcp, track_tcp
 from stages.jit import kernel
-from stages.memory import add64, load8, load16, load32, load64, store8, store16, store32, store64
+from stages.memory import add64, load8, load16, load32, load64, prefetch, store8, store16, store32, store64
 from stages.wire.fragments import follow_fragments
 from stages.wire.headers import TCP, UDP
 from stages.wire.key import KEY
-from stages.wire.parse import parse_packets
+from stages.wire.parse import parse_packet
 from stages.wire.sampling import COMMON_KEY, sample_flow, sample_packet
 
 assert KEY.fields is not None
 assert STATE.fields is not None
 assert TABLE.fields is not None
 assert layout.BLOCK.fields is not None
+assert layout.PACKET.fields is not None
 assert layout.VERDICT.fields is not None
 _ENTRIES_AT, _STATE, _IDLE_NS, _ACTIVE_NS = (TABLE.fields[name][1] for name in ("entries_at", "state_at", "idle_ns", "active_ns"))
 _ONE_IN, _BY_PACKET, _INNER, _FORWARDED, _USE_NAMES, _NUMBER = (
     TABLE.fields[name][1] for name in ("one_in", "by_packet", "inner", "forwarded", "use_names", "number")
 )
-_FRAGMENTS_AT, _IGNORED_AT, _KEYS_AT, _SEEN_AT, _COUNTERS_AT = (
-    TABLE.fields[name][1] for name in ("fragments_at", "ignored_at", "keys_at", "seen_at", "counters_at")
+_FRAGMENTS_AT, _IGNORED_AT, _KEY_AT, _SEEN_AT, _COUNTERS_AT, _CLOSER = (
+    TABLE.fields[name][1] for name in ("fragments_at", "ignored_at", "key_at", "seen_at", "counters_at", "closer")
 )
 _NOW = STATE.fields["now_ns"][1]
-_KEY_BYTES, _KEY_FLOW = KEY.itemsize, KEY.fields["flow"][1]
+_KEY_FLOW = KEY.fields["flow"][1]
 _PACKET_BYTES, _VERDICT_BYTES = layout.PACKET.itemsize, layout.VERDICT.itemsize
+_DATA_AT, _CAPLEN = layout.PACKET.fields["data_at"][1], layout.PACKET.fields["caplen"][1]
 _N_PACKETS, _VERDICT = layout.BLOCK.fields["n_packets"][1], layout.VERDICT.fields["verdict"][1]
 _METERED, _METERED_BYTES, _NEW_FLOWS = (8 * index("flows", name) for name in ("metered_packets", "metered_bytes", "new_flows"))
 _NOT_IP, _CUT, _SAMPLED, _UNWANTED, _SKIPPED = (
@@ -91,26 +94,30 @@ _NOT_IP, _CUT, _SAMPLED, _UNWANTED, _SKIPPED = (
 )
 
 CHUNK = 128
+_AHEAD = 12  # packets: how far the fetch of packet bytes runs before their use
 _MOST_PACKETS = (1 << 32) - 1  # of a direction, in one record
 _MOST_BYTES = 65_535
 
 
 @kernel
-def _see(table: int, seen: int, row: int, packet: int, verdict: int) -> int:
+def _see(table: int, seen: int, row: int, packet: int, verdict: int, data: int, data_bytes: int) -> int:
     if load64(table + _FORWARDED) and load64(verdict + _VERDICT) == 0:
         return SEEN_UNWANTED
-    why = see_packet(seen, row, packet, load64(table + _INNER))
-    if why != SEEN_FLOW:
-        return why
+    at, caplen = load32(packet + _DATA_AT), load32(packet + _CAPLEN)
+    if at + caplen > data_bytes:
+        at, caplen = 0, 0
+    if load64(table + _CLOSER) or see_plain(seen, packet, data + at, caplen) == 0:
+        if parse_packet(row, data + at, caplen):
+            follow_fragments(row, packet, 1, load64(table + _FRAGMENTS_AT), load64(table + _IGNORED_AT))
+        why = see_packet(seen, row, packet, load64(table + _INNER))
+        if why != SEEN_FLOW:
+            return why
     one_in = load64(table + _ONE_IN)
     if one_in > 1:
         number = load64(table + _NUMBER)
         store64(table + _NUMBER, number + 1)
-        kept = (
-            sample_packet(number, COMMON_KEY, one_in)
-            if load64(table + _BY_PACKET)
-            else sample_flow(load32(row + _KEY_FLOW), COMMON_KEY, one_in)
-        )
+        by_packet = load64(table + _BY_PACKET)
+        kept = sample_packet(number, COMMON_KEY, one_in) if by_packet else sample_flow(load32(row + _KEY_FLOW), COMMON_KEY, one_in)
         if kept == 0:
             return SEEN_SAMPLED
     hashed = hash_key(table, seen)
@@ -240,15 +247,15 @@ def _meter_packet(table: int, seen: int, counters: int) -> None:
 def meter_block(table: int, block: int, max_packets: int, packets: int, verdicts: int, data: int, data_bytes: int) -> int:
     """In a transaction. `verdicts` are looked at with `forwarded` only."""
     n_packets = max(0, min(load64(block + _N_PACKETS), max_packets))
-    keys, rows, counters, state = load64(table + _KEYS_AT), load64(table + _SEEN_AT), load64(table + _COUNTERS_AT), load64(table + _STATE)
+    key, rows, counters, state = load64(table + _KEY_AT), load64(table + _SEEN_AT), load64(table + _COUNTERS_AT), load64(table + _STATE)
     now, n_metered, n_bytes = load64(state + _NOW), 0, 0
     for first in range(0, n_packets, CHUNK):
         n, chunk = min(CHUNK, n_packets - first), packets + first * _PACKET_BYTES
-        if parse_packets(packets, first, first + n, data, data_bytes, keys):
-            follow_fragments(keys, chunk, n, load64(table + _FRAGMENTS_AT), load64(table + _IGNORED_AT))
         for i in range(n):
-            seen = rows + i * SEEN_BYTES
-            store8(seen + WHY, _see(table, seen, keys + i * _KEY_BYTES, chunk + i * _PACKET_BYTES, verdicts + (first + i) * _VERDICT_BYTES))
+            seen, packet = rows + i * SEEN_BYTES, chunk + i * _PACKET_BYTES
+            if i + _AHEAD < n:
+                prefetch(data + load32(packet + _AHEAD * _PACKET_BYTES + _DATA_AT))
+            store8(seen + WHY, _see(table, seen, key, packet, verdicts + (first + i) * _VERDICT_BYTES, data, data_bytes))
         for i in range(n):
             seen = rows + i * SEEN_BYTES
             if load8(seen + WHY) == SEEN_FLOW:

@@ -2,6 +2,7 @@
 
 | kernel | does |
 |---|---|
+| see_plain | SEEN of a packet that is plain, from its bytes |
 | see_packet | SEEN of a packet whose KEY is known; or why it is in no flow |
 
 The key is as ENTRY has it. Ports are those of TCP, UDP and SCTP; a later fragment has those of its first, if that is known, else none. Of
@@ -19,23 +20,34 @@ from broker.core import layout
 from broker.core.flow_layout import WHAT_DESTINATION_PORT, WHAT_INPUT, WHAT_IP6, WHAT_PROTOCOL, WHAT_TTL, WHAT_TUNNEL, WHAT_USED
 from stages.flows.index import DESTINATION_HIGH, DESTINATION_LOW, LINK, SOURCE_HIGH, SOURCE_LOW, WHAT
 from stages.jit import kernel
-from stages.memory import load8, load16, load32, load64, load_be16, store8, store16, store32, store64
+from stages.memory import load8, load16, load32, load64, load_be16, load_be32, load_be64, store8, store16, store32, store64
 from stages.wire.chain import chain_of, is_extension
 from stages.wire.headers import (
     ETH_IP,
     ETH_IP6,
+    ETH_VLAN,
     ETHERNET_BYTES,
+    ETHERTYPE,
     FRAGMENT,
     ICMP,
     ICMP6,
     IP6_BYTES,
+    IP6_DESTINATION,
     IP6_LENGTH,
+    IP6_NEXT,
+    IP6_SOURCE,
     IP_BYTES,
+    IP_DESTINATION,
+    IP_FRAGMENT,
     IP_LENGTH,
+    IP_MORE_OR_OFFSET_BITS,
+    IP_PROTOCOL,
+    IP_SOURCE,
     NO_NEXT,
     SCTP,
     TAG_BYTES,
     TCP,
+    TCP_FLAGS,
     UDP,
 )
 from stages.wire.key import FRAGMENT_ATOMIC, FRAGMENT_FIRST, FRAGMENT_NONE, ICMP6_AT, ICMP_AT, KEY, KIND_IP, KIND_IP6
@@ -84,9 +96,10 @@ _ROW_AT, _CAPLEN, _PROTOCOL = KEY.fields["at"][1], KEY.fields["caplen"][1], KEY.
 _SOURCE_PORT, _DESTINATION_PORT = KEY.fields["source_port"][1], KEY.fields["destination_port"][1]
 _KIND, _N_TAGS, _ODD, _FRAGMENT, _DETAIL = (KEY.fields[name][1] for name in ("kind", "n_tags", "odd", "fragment", "detail"))
 _TS, _WIRELEN, _INPUT = (layout.PACKET.fields[name][1] for name in ("ts_ns", "wirelen", "input"))
-_IP_TOS, _IP_TTL, _IP6_HOPS, _VLAN_BITS = 1, 8, 7, 0xFFF
+_IP_TOS, _IP_TTL, _IP6_HOPS, _VLAN_BITS, _INPUT_BITS = 1, 8, 7, 0xFFF, 63
+_PLAIN_IP = 0x45  # version 4, no options
+_PLAIN_BYTES = ETHERNET_BYTES + TAG_BYTES + IP_BYTES + TCP_FLAGS + 1
 _ICMP_BYTES = 2
-_IP6_NEXT_AT = 6
 
 
 @kernel
@@ -135,6 +148,66 @@ def _behind_chain(row: int, frame: int, caplen: int, l3: int) -> int:
 
 
 @kernel
+def _store_addresses(seen: int, source_high: int, source_low: int, destination_high: int, destination_low: int) -> None:
+    store64(seen + SOURCE_HIGH, source_high)
+    store64(seen + SOURCE_LOW, source_low)
+    store64(seen + DESTINATION_HIGH, destination_high)
+    store64(seen + DESTINATION_LOW, destination_low)
+
+
+@kernel
+def _store_rest(
+    seen: int, what: int, link: int, frame: int, n_bytes: int, l4: int, end: int, caplen: int, flags: int, tos: int, is_fragment: int
+) -> None:
+    store64(seen + WHAT, what | 1 << WHAT_USED)
+    store64(seen + LINK, link)
+    store64(seen + AT, frame)
+    store32(seen + N_BYTES, n_bytes)
+    store32(seen + L4, l4)
+    store32(seen + END, min(caplen, end))
+    store32(seen + PAYLOAD_END, end)
+    store16(seen + FLAGS, flags)
+    store8(seen + TOS, tos)
+    store8(seen + IS_FRAGMENT, is_fragment)
+
+
+@kernel
+def see_plain(seen: int, packet: int, frame: int, caplen: int) -> int:
+    """1: what most packets are, TCP or UDP right behind IP, with one tag at most; SEEN is filled as `see_packet` would. 0: look closer."""
+    if caplen < _PLAIN_BYTES:
+        return 0
+    ethertype, l3, link = load_be16(frame + ETHERTYPE), ETHERNET_BYTES, 0
+    if ethertype == ETH_VLAN:
+        ethertype, l3 = load_be16(frame + ETHERTYPE + TAG_BYTES), ETHERNET_BYTES + TAG_BYTES
+        link = (load_be16(frame + ETHERNET_BYTES) & _VLAN_BITS) << 32
+    wire, at = load32(packet + _WIRELEN) - l3, frame + l3
+    if ethertype == ETH_IP:
+        protocol, l4 = load8(at + IP_PROTOCOL), l3 + IP_BYTES
+        if load8(at) != _PLAIN_IP or load_be16(at + IP_FRAGMENT) & IP_MORE_OR_OFFSET_BITS != 0 or protocol not in (TCP, UDP):
+            return 0
+        n_bytes, tos, ttl, is_ip6 = load_be16(at + IP_LENGTH), load8(at + _IP_TOS), load8(at + _IP_TTL), 0
+        _store_addresses(seen, 0, load_be32(at + IP_SOURCE), 0, load_be32(at + IP_DESTINATION))
+    elif ethertype == ETH_IP6 and caplen > l3 + IP6_BYTES + TCP_FLAGS:
+        protocol, l4 = load8(at + IP6_NEXT), l3 + IP6_BYTES
+        if load8(at) >> 4 != 6 or protocol not in (TCP, UDP):
+            return 0
+        n_bytes, tos, ttl, is_ip6 = load_be16(at + IP6_LENGTH), load_be16(at) >> 4 & 255, load8(at + _IP6_HOPS), 1
+        n_bytes += IP6_BYTES if n_bytes else 0
+        source, destination = at + IP6_SOURCE, at + IP6_DESTINATION
+        _store_addresses(seen, load_be64(source), load_be64(source + 8), load_be64(destination), load_be64(destination + 8))
+    else:
+        return 0
+    if n_bytes == 0 or n_bytes > wire:
+        n_bytes = max(0, wire)
+    flags = load8(frame + l4 + TCP_FLAGS) if protocol == TCP else NO_FLAGS
+    what = load_be16(frame + l4) | load_be16(frame + l4 + 2) << WHAT_DESTINATION_PORT | protocol << WHAT_PROTOCOL
+    what |= (load16(packet + _INPUT) & _INPUT_BITS) << WHAT_INPUT | is_ip6 << WHAT_IP6 | ttl << WHAT_TTL
+    _store_rest(seen, what, link, frame, n_bytes, l4, l3 + n_bytes, caplen, flags, tos, 0)
+    store64(seen + TS, load64(packet + _TS))
+    return 1
+
+
+@kernel
 def see_ip(seen: int, row: int, l3: int, wirelen: int, input_: int, link: int, tunnel: int) -> int:
     """`row`: KEY of the packet, its IP header at `l3`; `wirelen`: of the frame that it begins. Returns SEEN_*."""
     frame, caplen, fragment = load64(row + _ROW_AT), load32(row + _CAPLEN), load8(row + _FRAGMENT)
@@ -155,7 +228,7 @@ def see_ip(seen: int, row: int, l3: int, wirelen: int, input_: int, link: int, t
             return SEEN_NOT_IP
         n_bytes, tos, ttl = load_be16(frame + l3 + IP6_LENGTH), load_be16(frame + l3) >> 4 & 255, load8(frame + l3 + _IP6_HOPS)
         n_bytes += IP6_BYTES if n_bytes else 0
-        protocol, l4 = load8(frame + l3 + _IP6_NEXT_AT), l3 + IP6_BYTES
+        protocol, l4 = load8(frame + l3 + IP6_NEXT), l3 + IP6_BYTES
         if is_extension(protocol) or protocol == FRAGMENT:
             found = _behind_chain(row, frame, caplen, l3)
             protocol, ports, l4 = found & 255, found >> 8 & 0xFFFFFFFF, found >> 40
@@ -166,21 +239,12 @@ def see_ip(seen: int, row: int, l3: int, wirelen: int, input_: int, link: int, t
     flags = NO_FLAGS
     if protocol == TCP and l4 > 0 and caplen > l4 + 13:
         flags = load8(frame + l4 + 13)
-    store64(seen + SOURCE_HIGH, load64(row + _SOURCE_HIGH))
-    store64(seen + SOURCE_LOW, load64(row + _SOURCE_LOW))
-    store64(seen + DESTINATION_HIGH, load64(row + _DESTINATION_HIGH))
-    store64(seen + DESTINATION_LOW, load64(row + _DESTINATION_LOW))
-    what = (ports & 0xFFFF) | (ports >> 16) << WHAT_DESTINATION_PORT | protocol << WHAT_PROTOCOL | (input_ & 63) << WHAT_INPUT
-    store64(seen + WHAT, what | is_ip6 << WHAT_IP6 | tunnel << WHAT_TUNNEL | 1 << WHAT_USED | ttl << WHAT_TTL)
-    store64(seen + LINK, link)
-    store64(seen + AT, frame)
-    store32(seen + N_BYTES, n_bytes)
-    store32(seen + L4, l4)
-    store32(seen + END, min(caplen, l3 + n_bytes))
-    store32(seen + PAYLOAD_END, l3 + n_bytes)
-    store16(seen + FLAGS, flags)
-    store8(seen + TOS, tos)
-    store8(seen + IS_FRAGMENT, 0 if fragment in (FRAGMENT_NONE, FRAGMENT_ATOMIC) else 1)
+    _store_addresses(
+        seen, load64(row + _SOURCE_HIGH), load64(row + _SOURCE_LOW), load64(row + _DESTINATION_HIGH), load64(row + _DESTINATION_LOW)
+    )  # fmt: skip
+    what = ports | protocol << WHAT_PROTOCOL | (input_ & _INPUT_BITS) << WHAT_INPUT | is_ip6 << WHAT_IP6 | tunnel << WHAT_TUNNEL
+    is_fragment = 0 if fragment in (FRAGMENT_NONE, FRAGMENT_ATOMIC) else 1
+    _store_rest(seen, what | ttl << WHAT_TTL, link, frame, n_bytes, l4, l3 + n_bytes, caplen, flags, tos, is_fragment)
     return SEEN_FLOW
 
 

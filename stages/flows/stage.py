@@ -23,15 +23,15 @@ import numpy as np
 
 from broker.core.batch import Batch
 from broker.core.errors import PipelineError
-from broker.core.flow_layout import STATE, SWEEP_MOST, TRANSACTION_TICK
+from broker.core.flow_layout import SWEEP_MOST
 from broker.core.flow_ring import FlowMemory
-from broker.core.metrics import N_COUNTERS, index
+from broker.core.metrics import N_COUNTERS
 from broker.core.stage import Context, Generation
-from stages.flows.lifecycle import end_some, room_for_records
-from stages.flows.meter import CHUNK, meter_block, skip_block
+from stages.flows.lifecycle import room_for_records
+from stages.flows.meter import CHUNK, skip_block
 from stages.flows.recover import recover
 from stages.flows.seen import SEEN
-from stages.flows.sweep import begin, commit, publish_records, sweep_due
+from stages.flows.sweep import do_block, do_some, do_tick, publish_records, show
 from stages.flows.table import Table
 from stages.wire.fragment_table import FragmentTable
 from stages.wire.key import KEY
@@ -42,11 +42,6 @@ LATE_NS = SECOND_NS
 FLUSH_NS = 5 * SECOND_NS
 """So long a stage that stops waits for an exporter that takes nothing."""
 CROWDED = 0.5
-
-assert STATE.names is not None
-_FIRST_COUNT = STATE.names.index("records_idle")
-_COUNTS = slice(index("flows", "records_idle"), index("flows", "records_idle") + len(STATE.names) - _FIRST_COUNT)
-_LIVE_FLOWS, _LIVE_NAMES = index("flows", "live_flows"), index("flows", "live_names")
 
 
 class Flows:
@@ -60,19 +55,19 @@ class Flows:
         memory = FlowMemory(context.directory, context.lane.number, context.geometry.max_packets)
         self.table = Table(memory, seed=(int.from_bytes(seed, "little") >> 1 | 1, 0x2D358DCCAA6C78A5 ^ int.from_bytes(seed, "big") >> 2))
         self._header = memory.header[0]
-        self._state = memory.header["state"].view(np.int64).reshape(-1)
         self._fragments = FragmentTable(int.from_bytes(seed, "little") >> 1)
         self._ignored = np.zeros(N_COUNTERS, np.int64)
-        self._keys, self._seen = np.zeros(CHUNK, KEY), np.zeros(CHUNK, SEEN)
+        self._key, self._seen = np.zeros(1, KEY), np.zeros(CHUNK, SEEN)
         row = self.table.row
         row["fragments_at"], row["ignored_at"] = self._fragments.at, self._ignored.ctypes.data
-        row["keys_at"], row["seen_at"], row["counters_at"] = self._keys.ctypes.data, self._seen.ctypes.data, context.counters_at
+        row["key_at"], row["seen_at"], row["counters_at"] = self._key.ctypes.data, self._seen.ctypes.data, context.counters_at
+        row["live_at"] = context.live_at
         self._ticked_ns = self._flushing_ns = self._flush_taken = 0
         self._take_over()
 
     def _take_over(self) -> None:
         recover(self.table, self._context.cursor)
-        self._show()
+        show(self.table.at)
 
     def load(self, generation: Generation) -> None:
         flows = generation.config.flows
@@ -83,32 +78,34 @@ class Flows:
         row["one_in"] = sample.one_in if sample else 1
         row["by_packet"] = sample is not None and sample.by == "packet"
         row["inner"], row["forwarded"] = flows.layer == "inner", flows.of == "forwarded"
+        # A flow is sampled by KEY.flow, and what is inside of a tunnel is seen only when one looks for it.
+        row["closer"] = row["inner"] | (sample is not None and sample.by == "flow")
         row["use_names"] = flows.names > 0 and int(row["n_names"][0]) > 0
         self._may_skip = flows.overload == "skip" or (flows.overload == "" and self._context.lane.is_live)
 
     def step(self, batch: Batch) -> int:
-        publish_records(self.table.at)  # the block before is committed
         if self._may_skip and self._context.ring_fill() > CROWDED:
+            publish_records(self.table.at)  # the block before is committed
             return skip_block(self._context.counters_at, batch.block_at, batch.max_packets)
-        begin(self.table.at, batch.seq + 1)
-        n = meter_block(
-            self.table.at, batch.block_at, batch.max_packets, batch.packets_at, batch.verdicts_at, batch.data_at, batch.data_bytes
+        return do_block(
+            self.table.at,
+            batch.seq,
+            time.time_ns() - LATE_NS if self._live else 0,
+            batch.block_at,
+            batch.max_packets,
+            batch.packets_at,
+            batch.verdicts_at,
+            batch.data_at,
+            batch.data_bytes,
         )
-        sweep_due(self.table.at, time.time_ns() - LATE_NS if self._live else 0)
-        self._show()
-        return n
 
     def tick(self) -> None:
         """Nothing has come for a while."""
         publish_records(self.table.at)
         now = time.monotonic_ns()
-        if not self._live or now - self._ticked_ns < SECOND_NS // 10:
-            return
-        self._ticked_ns = now
-        begin(self.table.at, TRANSACTION_TICK)
-        sweep_due(self.table.at, time.time_ns() - LATE_NS)
-        commit(self.table.at)
-        self._show()
+        if self._live and now - self._ticked_ns >= SECOND_NS // 10:
+            self._ticked_ns = now
+            do_tick(self.table.at, time.time_ns() - LATE_NS)
 
     def flush(self) -> bool:
         """End some of the flows that are left, at the end. True: there are more."""
@@ -119,16 +116,7 @@ class Flows:
         room = room_for_records(self.table.at)
         if room == 0 and now - self._flushing_ns > FLUSH_NS:
             room = SWEEP_MOST  # nobody takes them: they are counted as dropped
-        begin(self.table.at, TRANSACTION_TICK)
-        left = end_some(self.table.at, min(room, SWEEP_MOST))
-        commit(self.table.at)
-        self._show()
-        return left > 0
+        return do_some(self.table.at, min(room, SWEEP_MOST)) > 0
 
     def close(self) -> None:
         pass
-
-    def _show(self) -> None:
-        live = self._context.live
-        live[_COUNTS] = self._state[_FIRST_COUNT:]
-        live[_LIVE_FLOWS], live[_LIVE_NAMES] = self.table.state["n_flows"], self.table.state["names_in_use"]

@@ -38,7 +38,8 @@ TABLE = np.dtype(
             "idle_ns", "active_ns", "one_in", "by_packet", "inner", "forwarded", "use_names",
             "number",  # of the packet, for samples
             "fragments_at", "ignored_at",  # what is known of fragments; counters that nobody reads
-            "keys_at", "seen_at", "counters_at",
+            "key_at", "seen_at", "counters_at", "live_at",
+            "closer",  # no packet is taken for a plain one
         )
     ]
 )  # fmt: skip

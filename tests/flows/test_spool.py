@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +156,6 @@ def test_beyond_its_bytes_whole_appends_are_dropped_and_counted(tmp_path: Path, 
         assert again.append("flows", rows[:100])
     assert [entry["event"] for entry in logs] == ["spool_resumed"]
     again.close()
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "tiny"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tapmesh-test", place], check=True)
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.root

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.config.policy.parser import Parser
 
 _32_BITS, _24_BITS = (1 << 32) - 1, (1 << 24) - 1
-_TUNNELS: dict[str, tuple[int, str, Numbers | None]] = {
+TUNNELS: dict[str, tuple[int, str, Numbers | None]] = {
     "gre": (tree.GRE, "key", Numbers("GRE key", _32_BITS)),
     "erspan": (tree.ERSPAN, "id", Numbers("ERSPAN session id", 1023)),
     "vxlan": (tree.VXLAN, "vni", Numbers("VXLAN VNI", _24_BITS)),
@@ -28,7 +28,8 @@ _TUNNELS: dict[str, tuple[int, str, Numbers | None]] = {
     "mpls": (tree.MPLS_TUNNEL, "label", Numbers("MPLS label", (1 << 20) - 1)),
     "ipip": (tree.IPIP, "", None),
 }
-WORDS = frozenset((*_TUNNELS, *(word for _, word, _ in _TUNNELS.values() if word)))
+"""Word: (kind, what its ids are called, which there are)."""
+WORDS = frozenset((*TUNNELS, *(word for _, word, _ in TUNNELS.values() if word)))
 
 
 def inner(p: Parser) -> Node:
@@ -36,15 +37,15 @@ def inner(p: Parser) -> Node:
     outside, outer = p.layer, tree.tunnels(p.layer)
     if len(outer) == tree.MAX_INNER:
         raise PolicyError(f"tunnels are followed {tree.MAX_INNER} deep", start.at)
-    kind, ids = tree.ANY_TUNNEL, None
+    kind, wanted = tree.ANY_TUNNEL, None
     token = p.peek()
-    if token.kind in ("name", "word") and token.text in _TUNNELS and not token.escaped:
+    if token.kind in ("name", "word") and token.text in TUNNELS and not token.escaped:
         p.next()
-        kind, word, numbers = _TUNNELS[token.text]
-        ids = _ids(p, word, numbers) if numbers else None
+        kind, word, numbers = TUNNELS[token.text]
+        wanted = ids(p, word, numbers) if numbers else None
     elif token.kind == "name" and not token.escaped:
-        raise p.unexpected(f"'(' or a tunnel: {', '.join(_TUNNELS)}")
-    test = Or(()) if ids == () else tree.Tunnel(outer, kind, ids)
+        raise p.unexpected(f"'(' or a tunnel: {', '.join(TUNNELS)}")
+    test = Or(()) if wanted == () else tree.Tunnel(outer, kind, wanted)
     if not p.is_mark("("):
         return test
     p.enter()
@@ -57,7 +58,8 @@ def inner(p: Parser) -> Node:
     return both(test, node)
 
 
-def _ids(p: Parser, word: str, numbers: Numbers) -> Ranges | None:
+def ids(p: Parser, word: str, numbers: Numbers) -> Ranges | None:
+    """The numbers behind a kind of tunnel, with or without the word for them. None: any."""
     if p.is_name(word):
         p.next()
         return p.numbers(numbers)

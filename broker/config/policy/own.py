@@ -108,9 +108,16 @@ def _only_extensions(found: Ranges, at: int) -> None:
 
 
 def _tcp_flags(p: Parser) -> Node:
-    """``syn,ack``: all of these are set. ``syn/syn,ack``: of the flags behind ``/`` just those before it."""
     p.next()
     p.next()
+    wanted, mask = wanted_flags(p)
+    return tree.Detail(p.layer, IP | IP6, _TCP, merge([(v, v) for v in range(256) if v & mask == wanted]))
+
+
+def wanted_flags(p: Parser) -> tuple[int, int]:
+    """``syn,ack``: all of these are set. ``syn/syn,ack``: of the flags behind ``/`` just those before it.
+
+    Returns their bits and the bits asked for."""
     at = p.peek().at
     wanted = mask = _flag_list(p)
     if p.is_mark("/"):
@@ -120,7 +127,7 @@ def _tcp_flags(p: Parser) -> Node:
             raise PolicyError("a flag before '/' is not among those behind it", at)
     if mask == 0:
         raise PolicyError("no flag is asked for: write '0/0xff' for none at all", at)
-    return tree.Detail(p.layer, IP | IP6, _TCP, merge([(v, v) for v in range(256) if v & mask == wanted]))
+    return wanted, mask
 
 
 def _flag_list(p: Parser) -> int:

@@ -20,7 +20,10 @@ from typing import Any
 from broker.core import log
 from broker.flows.store import duck, hours
 
-EVENTS = {"hour_merged": "small files of an hour have become one"}
+EVENTS = {
+    "hour_merged": "small files of an hour have become one",
+    "hour_not_merged": "one of its files cannot be read; all stay as they are",
+}
 
 SETTLED_S = 300.0
 """An hour that no file has come for so long is over, as far as that can be known."""
@@ -32,6 +35,7 @@ class Compaction:
     def __init__(self, directory: Path, connection: Any, node: str) -> None:
         self._directory, self._connection, self._node = directory, connection, node
         self._log = log.get()
+        self._left_alone: set[Path] = set()
 
     def tend(self) -> None:
         """Merge the files of one hour, if there is one to be, and remove what was replaced long ago. OSError, duckdb.Error."""
@@ -44,6 +48,8 @@ class Compaction:
                     merged = self._merge(hour, now)
 
     def _merge(self, hour: Path, now: float) -> bool:
+        if hour in self._left_alone:
+            return False
         found = hours.current(hour)
         sizes = {path: path.stat() for path in found}
         if any(now - stat.st_mtime < SETTLED_S for stat in sizes.values()):
@@ -58,9 +64,16 @@ class Compaction:
             return False
         name = f"{self._node}-{time.time_ns()}{hours.MERGED}"
         names = {path.name for path in chosen}
+        import duckdb
+
         hours.note_replaced(hour, name, names | _stood_for(hour, names))
         all_of_them = f"SELECT * FROM read_parquet([{duck.quoted(*chosen)}], hive_partitioning = false)"  # noqa: S608 - names of ours
-        duck.copy(self._connection, all_of_them, hour / name)
+        try:
+            duck.copy(self._connection, all_of_them, hour / name)
+        except duckdb.Error as error:  # one hour that cannot be read must not keep all others from being merged
+            self._left_alone.add(hour)
+            self._log.error("hour_not_merged", hour=str(hour), reason=str(error))
+            return False
         self._log.info("hour_merged", hour=str(hour), files=len(chosen), bytes_before=n_bytes, bytes=(hour / name).stat().st_size)
         return True
 
@@ -73,7 +86,7 @@ def _clear(hour: Path, now: float) -> None:
     for note in hour.glob(f"*{hours.MERGED}.replaces"):
         merged = note.with_suffix("")
         if not merged.exists():  # died before step 3
-            note.unlink()
+            note.unlink(missing_ok=True)  # or another has replaced it just now
         elif now - merged.stat().st_mtime >= hours.GRACE_S:
             for name in hours.replaced_by(hour, merged.name) or ():
                 (hour / name).unlink(missing_ok=True)

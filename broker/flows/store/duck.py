@@ -45,16 +45,18 @@ def write(connection: Any, table: Table, path: Path) -> int:
     for view, arrays in views.items():
         connection.register(view, arrays)
     try:
-        return copy(connection, f"SELECT {', '.join(select)} FROM numbers{joins}", path)  # noqa: S608 - names of columns
+        return copy(connection, f"SELECT {', '.join(select)} FROM numbers{joins}", path, level=1)  # noqa: S608 - names of columns
     finally:
         for view in views:
             connection.unregister(view)
 
 
-def copy(connection: Any, select: str, path: Path) -> int:
-    """The rows of a query as a file that appears whole or not at all; its bytes."""
+def copy(connection: Any, select: str, path: Path, *, level: int = 3) -> int:
+    """The rows of a query as a file that appears whole or not at all; its bytes. `level` of zstd."""
     scratch = path.with_name(f".{path.name}.tmp")
-    connection.execute(f"COPY ({select}) TO {quoted(scratch)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})")
+    connection.execute(
+        f"COPY ({select}) TO {quoted(scratch)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {level}, ROW_GROUP_SIZE {ROW_GROUP})"
+    )
     fd = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -66,15 +66,15 @@ def make_directories(root: Path, place: Path) -> None:
 
 def current(hour: Path) -> list[Path]:
     """The files that count, in the order of their names."""
-    while True:
+    for attempt in range(10):
         names = sorted(path.name for path in hour.glob("*.parquet") if not path.name.startswith("."))
         # A list that is made while files come may show a merged file and not the list beside it, so that is not looked for there.
         lists = {name: replaced_by(hour, name) for name in names if name.endswith(MERGED)}
         gone = set().union(*(found for found in lists.values() if found is not None))
-        if all(found is not None or name in gone for name, found in lists.items()):
-            return [hour / name for name in names if name not in gone]
-        if not hour.is_dir():
-            return []
+        # A list that is not there: its file has gone meanwhile, replaced itself; or somebody has removed the list.
+        if all(found is not None or name in gone for name, found in lists.items()) or attempt == 9:
+            break
+    return [hour / name for name in names if name not in gone]
 
 
 def replaced(hour: Path) -> set[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from broker.core import log
-from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.core.shm import Pipeline
 from broker.flows import segments, spool
@@ -29,6 +28,7 @@ EVENTS = {
     "store_stopped": "the store process leaves; what is left waits in the spool",
     "store_refused": "the store does not take segments; once, until it takes one again",
     "store_resumed": "the store takes segments again",
+    "store_untended": "old hours could not be removed, or small files not be merged; tried again",
     "segments_left": "the store was changed while segments waited for the one before; they stay in its spool",
 }
 
@@ -44,7 +44,13 @@ def make_backend(store: Store, node: str) -> StoreBackend:
         from broker.flows.store.parquet import ParquetStore
 
         return ParquetStore(store, node)
-    raise TapmeshError(f"stores of kind {store.kind} are not there yet")
+    if store.kind == "clickhouse":
+        from broker.flows.store.clickhouse import ClickHouseStore
+
+        return ClickHouseStore(store)
+    from broker.flows.store.kafka import KafkaStore
+
+    return KafkaStore(store)
 
 
 class Consumer:
@@ -56,6 +62,7 @@ class Consumer:
         self._log = log.get(spool=str(directory))
         self._back_off_s = 0.0
         self._not_before = 0.0
+        self._untended = ""
         self._expired_before = int(row["sequence"])
 
     def step(self) -> bool:
@@ -63,20 +70,19 @@ class Consumer:
         if time.monotonic() < self._not_before:
             return False
         waiting = segments.closed(self._directory)
+        if not waiting:
+            self._tend()
+            return False
         try:
-            if waiting:
-                self._store(waiting[0])
-            else:
-                self._backend.tend()
+            self._store(waiting[0])
         except StoreError as error:
             self._refused(str(error))
             return False
         if self._back_off_s:
             self._log.info("store_resumed", waiting_segments=len(waiting))
             self._back_off_s = 0.0
-        self._row["sequence"] = self._expired_before + self._backend.expired_records
-        self._row["sequence_b"] = self._backend.held_bytes
-        return bool(waiting)
+        self._tell()
+        return True
 
     def drain(self) -> None:
         """All that is there now, if the store takes it."""
@@ -106,6 +112,21 @@ class Consumer:
         row["messages"] += 1
         row["bytes"] += n_bytes
         row["connected"], row["since_ns"] = 1, time.time_ns()
+
+    def _tend(self) -> None:
+        untended = ""
+        try:
+            self._backend.tend()
+        except StoreError as error:
+            untended = str(error)
+        if untended and untended != self._untended:
+            self._log.error("store_untended", reason=untended)
+        self._untended = untended
+        self._tell()
+
+    def _tell(self) -> None:
+        self._row["sequence"] = self._expired_before + self._backend.expired_records
+        self._row["sequence_b"] = self._backend.held_bytes
 
     def _refused(self, reason: str) -> None:
         self._row["errors"] += 1

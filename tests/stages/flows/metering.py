@@ -30,7 +30,7 @@ class Guarded(Flows):
         table = self.table
         for array in (
             table.flows.memory, table.row, table.free, table.names_free, table._scratch,
-            self._ignored, self._keys, self._seen, self._fragments.memory,
+            self._ignored, self._key, self._seen, self._fragments.memory,
         ):  # fmt: skip
             memory.allow(int(array.ctypes.data), array.nbytes)
         super()._take_over()
@@ -60,7 +60,7 @@ class Meter:
         self.open()
 
     def open(self) -> None:
-        for array in (self.around.counters, self.batch.memory):
+        for array in (self.around.counters, self.around.live, self.batch.memory):
             memory.allow(int(array.ctypes.data), array.nbytes)
         self.stage = Guarded()
         self.stage.open(replace(self.around.context, directory=self.directory, cursor=self.seq))

@@ -307,6 +307,8 @@ def test_what_the_exporter_does_not_take_is_counted_with_its_packets(tmp_path: P
     assert (len(rows), lost["s"], lost["_packets"]) == (8, 12, 12)
     assert rows["bytes"].sum() + lost["_bytes"] == metering.count("metered_bytes")
     assert rows["number"].tolist() == list(range(8))
+    metering.packets([p.udp_frame(A, 99, B, 2)])
+    assert metering.end()["number"].tolist() == [20], "who reads sees that twelve are not there"
 
 
 @pytest.mark.parametrize("by", ["flow", "packet"])

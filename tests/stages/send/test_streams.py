@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from broker.core.batch import Batch
 from broker.core.model import Stream, Tls, Tool
 from stages.send import usher
 from stages.send.stream import StreamEgress
+from tests.certificates import make_certificate, serving, trusting
 from tests.libpcap import needs_libpcap, read
 from tests.stages.delivery import Sender, encapsulate, fill, new_batch, payload
 from tests.waiting import DEADLINE_S, until
@@ -253,27 +253,6 @@ def test_an_address_that_is_taken_is_tried_again_until_it_is_free() -> None:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Signed by itself, for 127.0.0.1, its key in the same file."""
     return make_certificate(tmp_path_factory.mktemp("tls") / "cert.pem")
-
-
-def make_certificate(path: Path, name: str = "IP:127.0.0.1") -> Path:
-    key = path.with_suffix(".key")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=tapmesh test", "-addext", f"subjectAltName={name}", "-keyout", str(key), "-out", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    path.write_text(path.read_text() + key.read_text())
-    return path
-
-
-def trusting(certificate: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(certificate))
-    context.load_cert_chain(certificate)
-    return context
-
-
-def serving(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

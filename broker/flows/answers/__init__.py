@@ -1,0 +1,1 @@
+"""What the stored records say: expressions on records, and the questions of `tapmesh flows`. Needs the extra `flows`."""

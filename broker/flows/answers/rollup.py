@@ -1,0 +1,99 @@
+"""What each address sent and got in an hour, kept beside the records of that hour, so that a day need not be read again for who has most.
+
+A rollup is exact for as long as it counts: its name is a digest of the names of the files that it was made of, and what a stored file holds
+never changes. When a file comes, or files are merged, the next question makes it anew. It is only made of an hour that no file has come
+to for a while, and where we may write; without it the records are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from broker.flows.answers.conditions import quoted
+from broker.flows.answers.groups import MEASURES, by_address
+from broker.flows.answers.store import Store
+from broker.flows.answers.times import Period
+
+SETTLED_S = 300.0
+PREFIX = ".rollup-"
+_SELF = "source_low = destination_low AND source_high = destination_high"
+_ROLES = ("source", "destination", "itself")
+"""As what an address is counted; `itself`: flows of which it is both ends."""
+NEEDED = {"source": ("source",), "destination": ("destination",), "address": ("source", "destination", "itself")}
+
+
+def groups(store: Store, period: Period, by: str, of: Sequence[str]) -> str | None:
+    """SELECT version, BY_high, BY_low and the sums `of`, of all records of that time; None: there is no rollup of any of its hours."""
+    rollups, records = _found(store, period)
+    if not rollups:
+        return None
+    roles = NEEDED[by]
+    listed = ", ".join(quoted(str(path)) for path in rollups)
+    sums = ", ".join(f"{_sum(roles, name)} AS {name}" for name in of)
+    there = " OR ".join(f"{role}_records > 0" for role in roles)
+    parts = [f"SELECT version, high, low, {sums} FROM read_parquet([{listed}], hive_partitioning = false) WHERE {there}"]
+    if records is not None:
+        measures = ", ".join(f"{_sum(roles, name)} AS {name}" for name in of)
+        parts.append(f"SELECT version, high, low, {measures} FROM ({_rolled(records)}) WHERE {there}")
+    total = ", ".join(f"sum({name})::BIGINT AS {name}" for name in of)
+    return f"SELECT version, high AS {by}_high, low AS {by}_low, {total} FROM ({' UNION ALL '.join(parts)}) GROUP BY version, high, low"
+
+
+def _sum(roles: Sequence[str], measure: str) -> str:
+    return " + ".join(f"{role}_{measure}" for role in roles[:2]) + (f" - itself_{measure}" if len(roles) > 2 else "")
+
+
+def _found(store: Store, period: Period) -> tuple[list[Path], str | None]:
+    """Rollups of the whole hours, made where need be, and the records of all else (None: there is nothing else)."""
+    whole, edges = store.files(period)
+    rollups, read = [], list[Path]()
+    for hour in sorted({path.parent for path in whole}):
+        files = [path for path in whole if path.parent == hour]
+        rollup = made(store, hour, files)
+        if rollup is None:
+            read += files
+        else:
+            rollups.append(rollup)
+    return rollups, store.records(read, edges, period) if read or edges else None
+
+
+def made(store: Store, hour: Path, files: Sequence[Path]) -> Path | None:
+    """The rollup of these files, all of an hour."""
+    digest = hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()[:32]
+    path = hour / f"{PREFIX}{digest}.parquet"
+    if path.exists():
+        return path
+    try:
+        newest = max(file.stat().st_mtime for file in files)
+        if time.time() - newest < SETTLED_S or not os.access(hour, os.W_OK):
+            return None
+        scratch = hour / f"{PREFIX}{os.getpid()}.part"
+        store.run(f"COPY ({_rolled(store.records(list(files), [], None))}) TO {quoted(str(scratch))} (FORMAT parquet, COMPRESSION snappy)")
+        os.utime(scratch, (newest, newest))  # by its youngest file the hour is known to be old
+        scratch.rename(path)
+    except (OSError, store.io_error):
+        return None
+    for other in hour.glob(f"{PREFIX}*.parquet"):
+        if other != path:
+            with contextlib.suppress(FileNotFoundError):
+                other.unlink()
+    return path
+
+
+def _rolled(records: str) -> str:
+    """version, high, low, and of each role its records and the sums of all measures."""
+    parts = []
+    for role in _ROLES:
+        of_role = records if role != "itself" else f"(SELECT * FROM {records} WHERE {_SELF})"
+        end = role if role != "itself" else "source"
+        sums = ["count(*) AS records", *(f"{sql}::BIGINT AS {name}" for name, sql in MEASURES.items())]
+        columns = ", ".join(f"{name if other == role else 0} AS {other}_{name}" for other in _ROLES for name in ("records", *MEASURES))
+        parts.append(f"SELECT version, {end}_high AS high, {end}_low AS low, {columns} FROM ({by_address(of_role, (end,), (), sums)})")
+    names = [f"{role}_{name}" for role in _ROLES for name in ("records", *MEASURES)]
+    sums = [f"sum({name})::BIGINT AS {name}" for name in names]
+    return f"SELECT version, high, low, {', '.join(sums)} FROM ({' UNION ALL '.join(parts)}) GROUP BY version, high, low"
