@@ -52,6 +52,35 @@ def test_on_some_captures_all_count_the_same(model: type[peers.Tool], run: Run, 
     assert set(reasons) <= set(peers.REASONS)
 
 
+@tools.needs("softflowd", "nfcapd", "nfdump")
+def test_softflowd_has_one_record_for_each_direction_of_a_flow(tmp_path: Path) -> None:
+    """Reading a file it ends none before the end of the file, so that there are as many as there are pairs of ends."""
+    some = [one for one in merged.records(sample(5)) if peers.makes_sense(one)]
+    expected, _ = peers.Softflowd(some, list(reference.see(some))).explained()
+    found = tools.softflowd(merged.write(tmp_path / "merged.pcap", some), tmp_path / "tool")
+    assert found.flows == Counter(dict.fromkeys(expected.packets, 1))
+
+
+@tools.needs("nfpcapd", "nfdump")
+def test_nfpcapd_has_as_many_flows_where_timeouts_have_no_say(tmp_path: Path) -> None:
+    """It looks for those that are over now and then only, ends TCP by its own rules, and has a flow for each question to a name server:
+    of all else what is over within the time of silence is one flow for both."""
+    some = [one for one in merged.records(sample(15)) if peers.makes_sense(one)]
+    brief = Counter[tools.Key]()
+    for record in reference.meter_packets(reference.see(some)):
+        ports = (record["source_port"], record["destination_port"])
+        ends = (record["source"], record["destination"])
+        if record["protocol"] == 17 and 53 not in ports and not record["fragments"]:
+            for way, n in enumerate(record["packets"]):
+                turn = 1 if way == 0 else -1
+                brief[(*ends[::turn], *ports[::turn], 17)] += 1 if n else 0
+    found = tools.nfpcapd(merged.write(tmp_path / "merged.pcap", some), tmp_path / "tool")
+    once = {key for key, n in brief.items() if n == 1 and found.packets[key]}
+    assert len(once) > 150
+    more = {key: found.flows[key] for key in once if found.flows[key] != 1}
+    assert more == {}
+
+
 @pytest.mark.corpus
 @pytest.mark.parametrize(("model", "run"), CASES)
 def test_on_the_whole_corpus_all_count_the_same(model: type[peers.Tool], run: Run, tmp_path: Path) -> None:
