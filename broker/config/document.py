@@ -114,7 +114,9 @@ def read_document(text: str, file: str) -> Document:
         except yaml.YAMLError:
             # The parser in C is 8 times faster; the one in Python tells the same mistakes in the same words everywhere.
             document = Document(file, text)
-            _compose(document, yaml.SafeLoader)
+            _compose(document, yaml.SafeLoader, to_the_end=False)
+    except TooDeepError:
+        document.whole = False
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = Place(file, before.count("\n") + 1, error.position - before.rfind("\n"))
@@ -139,13 +141,17 @@ def _error_text(error: Any) -> str:
     return f"not YAML: {problem}" + (f"; {hint}" if hint else "")
 
 
-def _compose(document: Document, loader: Any) -> None:
+class TooDeepError(Exception):
+    """All has been said: the parser in Python takes time by the square of the depth."""
+
+
+def _compose(document: Document, loader: Any, *, to_the_end: bool = True) -> None:
     events: Iterator[Any] = (
         e for e in yaml.parse(document.text, Loader=loader) if not isinstance(e, (yaml.StreamStartEvent, yaml.DocumentEndEvent))
     )
     event = next(events)
     if isinstance(event, yaml.DocumentStartEvent):
-        document.value = _Composer(document, events).node(next(events), (), None)
+        document.value = _Composer(document, events, to_the_end).node(next(events), (), None)
         event = next(events)
         if isinstance(event, yaml.DocumentStartEvent):
             document.errors.append((document.at(event.start_mark), "", "a second document starts here, expected one document"))
@@ -154,9 +160,10 @@ def _compose(document: Document, loader: Any) -> None:
 
 
 class _Composer:
-    def __init__(self, document: Document, events: Iterator[Any]) -> None:
+    def __init__(self, document: Document, events: Iterator[Any], to_the_end: bool) -> None:
         self.document = document
         self.events = events
+        self.to_the_end = to_the_end
         self.depth = 0
 
     def node(self, event: Any, path: Path | None, key: Mark | None) -> Any:
@@ -172,6 +179,8 @@ class _Composer:
         self._spot(path, key, event)
         if self.depth == MAX_DEPTH:
             self._error(event, path, f"nested more than {MAX_DEPTH} deep", breaks=True)
+            if not self.to_the_end:
+                raise TooDeepError
             self._skip()
             return None
         self.depth += 1

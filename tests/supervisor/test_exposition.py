@@ -11,9 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.core.errors import TapmeshError
-from broker.core.layout import TOOL_ALIVE, TOOL_DEAD
+from broker.core.layout import TOOL_ALIVE, TOOL_DEAD, Geometry
 from broker.core.metrics import COUNTERS
-from broker.core.shm import Pipeline
+from broker.core.shm import Pipeline, create_pipeline
 from broker.supervisor.exposition import exposition, metric_name
 from broker.supervisor.http import HttpServer, parse_address
 from broker.supervisor.ledger import balance
@@ -33,7 +33,8 @@ def labelled(**labels: str) -> frozenset[tuple[str, str]]:
     return frozenset(labels.items())
 
 
-def test_every_counter_of_the_table_is_there_with_its_help(pipeline: Pipeline):
+def test_every_counter_of_the_table_is_there_with_its_help(name: str, geometry: Geometry):
+    pipeline = create_pipeline(name, [replace(geometry, n_flows=1)])
     snapshot = Reader(pipeline).take(NAMES)
     page = exposition(snapshot, balance(snapshot))
     families = {f.name: f for f in text_string_to_metric_families(page)}
