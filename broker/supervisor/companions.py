@@ -88,7 +88,12 @@ class Companions:
 
     def _start(self, name: str, now_ns: int) -> None:
         command = [sys.executable, "-I", "-m", MODULE, name, "--pipeline", self.name]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        # A SIGTERM that comes before it can listen waits until it does: else it would end without handing over what is there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._running[name] = _Companion(Process(child.pid), child, now_ns)
         self.log.info("companion_started", process=name, pid=child.pid)
 
