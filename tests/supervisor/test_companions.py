@@ -1,0 +1,88 @@
+"""Exporter and store as the supervisor has them: what they are to hand over is handed over whenever they are asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from broker.core import log
+from broker.core.flow_model import Export, Flows, Store
+from broker.core.flow_ring import Left, left_of
+from broker.core.shm import Pipeline
+from broker.supervisor.companions import Companions
+from tests.flows.feeder import Feeder, config, make_pipeline, random_rows
+from tests.waiting import until
+
+STOP_S = 30.0
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    return tmp_path / "lines.json"
+
+
+@pytest.fixture
+def flows(lines: Path) -> Flows:
+    return Flows(exports=(Export("lines", "json", "file", file=str(lines)),))
+
+
+@pytest.fixture
+def fed(name: str, flows: Flows) -> Pipeline:
+    """1,000 records that nobody has taken."""
+    pipeline = make_pipeline(name, config(None, exports=flows.exports))
+    Feeder(pipeline).put(random_rows(1000))
+    return pipeline
+
+
+@pytest.fixture
+def companions(fed: Pipeline) -> Iterator[Companions]:
+    made = Companions(fed.name, log.get())
+    yield made
+    for one in made._running.values():
+        one.process.send(signal.SIGKILL)
+
+
+def test_asked_to_stop_while_it_is_starting_it_hands_over_all_the_same(
+    fed: Pipeline, companions: Companions, flows: Flows, lines: Path
+) -> None:
+    companions.tick(flows, time.monotonic_ns())
+    assert companions.stop(flows, STOP_S) == []
+    assert len(lines.read_text().splitlines()) == 1000
+    assert left_of(fed) == Left()
+
+
+def test_one_that_has_died_before_the_end_is_started_once_more(fed: Pipeline, companions: Companions, flows: Flows, lines: Path) -> None:
+    left = left_of(fed)
+    assert (left.flows, left.records) == (0, 1000)
+    assert left.packets >= 1000
+    companions.tick(flows, time.monotonic_ns())
+    (one,) = companions._running.values()
+    os.kill(one.process.pid, signal.SIGKILL)
+    until(lambda: not one.process.alive(), "it to be gone")
+    companions.tick(flows, 0)  # long before it may be started again
+    assert companions.fds() == []
+    assert companions.stop(flows, STOP_S) == []
+    assert len(lines.read_text().splitlines()) == 1000
+
+
+def test_a_store_that_is_wanted_no_more_is_no_misfortune(fed: Pipeline, companions: Companions, flows: Flows, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    stored = Flows(store=Store(directory=str(tmp_path / "store")))
+    with capture_logs() as told:
+        companions.tick(stored, time.monotonic_ns())
+
+        def gone() -> bool:
+            companions.tick(flows, 0)
+            return list(companions._running) == ["export"]
+
+        until(gone, "the store to be stopped")
+    events: list[tuple[str, Any]] = [(entry["event"], entry["process"]) for entry in told]
+    assert events == [("companion_started", "export"), ("companion_started", "store"), ("companion_stopped", "store")]
+    companions.stop(flows, STOP_S)
