@@ -63,6 +63,8 @@ EVENTS = PROBE_EVENTS | {
     "workers_killed": "workers were still there when the time to drain was over",
 }
 
+TOLD_OF_EXPORTS = ("records", "dropped_records", "dropped_packets", "dropped_bytes", "waiting_records")
+
 
 def supervise(config: Config, options: Options) -> Outcome:
     """Run the pipeline until it is stopped or finished. TapmeshError in words when it cannot begin; nothing is left behind then.
@@ -156,4 +158,12 @@ def _made_anew(config: Config, options: Options, signals: Signals, log: Any) -> 
 def _report(outcome: Outcome, log: Any) -> None:
     ledger = outcome.ledger
     write = log.info if ledger.balanced and not ledger.in_flight else log.error
-    write("ledger_closed", balanced=ledger.balanced, faults=ledger.faults(), in_flight=ledger.in_flight, ledger=ledger.as_json(rules=False))
+    exports = {row["name"]: {key: row[key] for key in TOLD_OF_EXPORTS} for row in outcome.snapshot.exports}
+    write(
+        "ledger_closed",
+        balanced=ledger.balanced,
+        faults=ledger.faults(),
+        in_flight=ledger.in_flight,
+        ledger=ledger.as_json(rules=False),
+        **({"exports": exports} if exports else {}),
+    )

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from structlog.testing import capture_logs
 
 from broker.core import log
 from broker.core.flow_model import Export, Flows, Store
-from broker.core.flow_ring import Left, left_of
+from broker.core.flow_ring import Left, left_of, open_exports
 from broker.core.shm import Pipeline
+from broker.supervisor import supervisor
 from broker.supervisor.companions import Companions
+from broker.supervisor.ledger import balance
+from broker.supervisor.snapshot import Names, Reader
 from tests.flows.feeder import Feeder, config, make_pipeline, random_rows
 from tests.waiting import until
 
@@ -86,3 +90,14 @@ def test_a_store_that_is_wanted_no_more_is_no_misfortune(fed: Pipeline, companio
     events: list[tuple[str, Any]] = [(entry["event"], entry["process"]) for entry in told]
     assert events == [("companion_started", "export"), ("companion_started", "store"), ("companion_stopped", "store")]
     companions.stop(flows, STOP_S)
+
+
+def test_the_last_line_of_a_run_says_what_became_of_the_records(fed: Pipeline) -> None:
+    rows = open_exports(fed.directory)
+    rows["records"][rows["name"] == b"lines"], rows["dropped_packets"][rows["name"] == b"lines"] = 7, 5
+    snapshot = Reader(fed).take(Names())
+    with capture_logs() as told:
+        supervisor._report(SimpleNamespace(snapshot=snapshot, ledger=balance(snapshot)), log.get())  # type: ignore[arg-type]
+    said = told[0]["exports"]
+    assert list(said) == ["lines", "store"]
+    assert said["lines"] == {"records": 7, "dropped_records": 0, "dropped_packets": 5, "dropped_bytes": 0, "waiting_records": 0}
