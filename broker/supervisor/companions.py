@@ -25,6 +25,8 @@ from broker.supervisor import plan
 from broker.supervisor.processes import Process, attach, find
 
 MODULE = "broker.flows"
+ORDER = ("export", "store")
+"""In which they are stopped: who hands over before who takes."""
 
 
 @dataclass
@@ -32,6 +34,7 @@ class _Companion:
     process: Process
     child: subprocess.Popen[bytes] | None  # None: a former supervisor's
     since_ns: int
+    asked_to_stop: bool = False
 
 
 @dataclass
@@ -42,10 +45,10 @@ class _Book:
 
 
 def wanted(flows: Flows | None) -> tuple[str, ...]:
-    """Their names, in the order in which they are stopped: who hands over before who takes."""
+    """Their names."""
     if flows is None:
         return ()
-    return ("export", "store") if flows.store is not None else ("export",)
+    return ORDER if flows.store is not None else ORDER[:1]
 
 
 def end_all(name: str) -> None:
@@ -79,8 +82,9 @@ class Companions:
         for name, companion in list(self._running.items()):
             if not companion.process.alive():
                 self._ended(name, companion, now_ns)
-            elif name not in names:
+            elif name not in names and not companion.asked_to_stop:
                 companion.process.send(signal.SIGTERM)
+                companion.asked_to_stop = True
         for name in names:
             book = self._books.setdefault(name, _Book())
             if name not in self._running and not book.given_up and now_ns >= book.not_before_ns:
@@ -88,12 +92,12 @@ class Companions:
 
     def _start(self, name: str, now_ns: int) -> None:
         command = [sys.executable, "-I", "-m", MODULE, name, "--pipeline", self.name]
-        # A SIGTERM that comes before it can listen waits until it does: else it would end without handing over what is there.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # Asked to stop while it is starting it must not end, but hand over what is there: until it listens the signal waits.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._running[name] = _Companion(Process(child.pid), child, now_ns)
         self.log.info("companion_started", process=name, pid=child.pid)
 
@@ -101,6 +105,9 @@ class Companions:
         status = companion.child.wait() if companion.child else None
         companion.process.close()
         del self._running[name]
+        if companion.asked_to_stop:
+            self.log.info("companion_stopped", process=name, status=status)
+            return
         book = self._books.setdefault(name, _Book())
         if status == EXIT_CONFIG:
             book.given_up = True
@@ -125,11 +132,16 @@ class Companions:
             if name not in self._running
         ]
 
-    def stop(self, within_s: float) -> list[str]:
-        """One after the other: each hands over what is there. Returns those that had to be killed."""
+    def stop(self, flows: Flows | None, within_s: float) -> list[str]:
+        """One after the other: each hands over what is there, and one that has died is started for that once more. Returns those that had
+        to be killed."""
         killed = []
         until = time.monotonic() + within_s
-        for name in sorted(self._running, key=("export", "store").index):
+        for name in ORDER:
+            if name not in self._running:
+                if name not in wanted(flows) or name not in self._books or self._books[name].given_up:
+                    continue
+                self._start(name, time.monotonic_ns())
             companion = self._running.pop(name)
             companion.process.send(signal.SIGTERM)
             if not companion.process.wait(max(0.5, until - time.monotonic())):

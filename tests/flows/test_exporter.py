@@ -127,6 +127,14 @@ def test_without_a_store_records_are_exported_all_the_same(name: str) -> None:
     assert sinks[0].numbers == list(range(10))
 
 
+def test_it_does_not_sleep_while_a_small_lane_is_half_full(name: str) -> None:
+    pipeline = make_pipeline(name, config(None), n_records=64)
+    exporter, feeder = Exporter(pipeline), Feeder(pipeline)
+    for n, much in ((31, False), (32, True), (0, False)):
+        feeder.put(random_rows(n))
+        assert exporter.step() is much
+
+
 def test_gaps_are_counted_and_told(name: str) -> None:
     pipeline = make_pipeline(name, config(None, exports=(COLLECTOR,)))
     exporter, feeder = make(pipeline), Feeder(pipeline)
