@@ -36,6 +36,7 @@ _LIVE_FLOWS, _LIVE_NAMES, _LIVE_COUNTS = (8 * index("flows", name) for name in (
 _NUMBERS = (1 << 32) - 1
 _TURN_NS = 1_000_000_000
 _LEAST = 64
+_LOOKS = 8  # for each packet
 _NEVER = 1 << 62
 
 
@@ -73,8 +74,9 @@ def _commit(table: int) -> None:
 
 
 @kernel
-def _sweep_due(table: int, clock_ns: int) -> None:
-    """Ends flows that are over, so many that the whole table is looked at once a second."""
+def _sweep_due(table: int, clock_ns: int, n_packets: int) -> None:
+    """Ends flows that are over, so many that the whole table is looked at once a second. Files may hold few packets of many seconds: what
+    is over and not looked at yet is in nobody's way while there are more entries looked at than packets."""
     state, max_flows = load64(table + _STATE_AT), load64(table + _MAX_FLOWS)
     if clock_ns != 0:
         store64(state + _NOW, clock_ns)
@@ -83,6 +85,8 @@ def _sweep_due(table: int, clock_ns: int) -> None:
     if passed < 0 or passed > _TURN_NS:
         passed = _TURN_NS
     n = passed * max_flows // _TURN_NS
+    if clock_ns == 0:
+        n = min(n, _LEAST + _LOOKS * n_packets)
     if n >= _LEAST or passed == _TURN_NS:
         # Without a clock it may be the next file that was captured before.
         sweep(table, n, SWEEP_MOST, load64(table + _IDLE_NS) if clock_ns != 0 else _NEVER)
@@ -97,7 +101,7 @@ def do_block(
     publish_records(table)
     _begin(table, seq + 1)
     n = meter_block(table, block, max_packets, packets, verdicts, data, data_bytes)
-    _sweep_due(table, clock_ns)
+    _sweep_due(table, clock_ns, n)
     show(table)
     return n
 
@@ -105,7 +109,7 @@ def do_block(
 @kernel
 def do_tick(table: int, clock_ns: int) -> None:
     _begin(table, TRANSACTION_TICK)
-    _sweep_due(table, clock_ns)
+    _sweep_due(table, clock_ns, 0)
     _commit(table)
 
 

@@ -132,6 +132,17 @@ def test_of_live_inputs_flows_end_also_when_the_clock_has_gone_back(
     assert metering.count("live_flows") == 2 - n
 
 
+def test_a_file_of_few_packets_and_much_time_does_not_cost_a_look_at_all_flows_for_each_block(tmp_path: Path) -> None:
+    metering = Meter(tmp_path, sizes=(4000, 0, 64))
+    for n in range(4):
+        metering.block([(p.udp_frame(A, 1, B, 2), 10.0 * n)])
+    assert int(metering.stage.table.state["hand"]) == 4 * (64 + 8)
+    for n in range(40):
+        metering.block([(p.udp_frame(A, 3, B, 4), 60.0 + n)] * 16)
+    rows = metering.take()
+    assert [(row["source_port"], row["end"]) for row in rows] == [(1, layout.END_IDLE)]
+
+
 def test_a_long_flow_is_told_in_parts_that_add_up(tmp_path: Path) -> None:
     there, back = p.udp_frame(A, 1, B, 2, b"x" * 10), p.udp_frame(B, 2, A, 1)
     packets = [(back if i % 3 == 2 else there, i * 10.0) for i in range(20)]

@@ -13,7 +13,7 @@ from tests.stages.encapsulate.guarded import run_plain
 from tests.stages.filter import mutations
 from tests.stages.flows.metering import Meter
 
-N = 1500
+N = 600
 
 
 @pytest.mark.skipif(PLAIN, reason="the plain kernels are what is run")
