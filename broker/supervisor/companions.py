@@ -96,6 +96,9 @@ class Companions:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        except OSError as error:  # no memory, no process: that may pass, and is no reason to leave the data path
+            self._failed(name, now_ns, error.strerror)
+            return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._running[name] = _Companion(Process(child.pid), child, now_ns)
@@ -115,6 +118,11 @@ class Companions:
             return
         if now_ns - companion.since_ns > plan.HEALTHY_NS:
             book.failures = 0
+        self._failed(name, now_ns, status)
+
+    def _failed(self, name: str, now_ns: int, status: int | str | None) -> None:
+        """`status`: with which it ended, if that is known, or why it could not begin."""
+        book = self._books.setdefault(name, _Book())
         wait_s = plan.back_off_s(book.failures, random.random())  # noqa: S311 - jitter
         book.failures += 1
         book.not_before_ns = now_ns + int(wait_s * plan.SECOND_NS)
@@ -142,6 +150,8 @@ class Companions:
                 if name not in wanted(flows) or name not in self._books or self._books[name].given_up:
                     continue
                 self._start(name, time.monotonic_ns())
+            if name not in self._running:
+                continue
             companion = self._running.pop(name)
             companion.process.send(signal.SIGTERM)
             if not companion.process.wait(max(0.5, until - time.monotonic())):

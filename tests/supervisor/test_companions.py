@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,9 @@ def companions(fed: Pipeline) -> Iterator[Companions]:
     yield made
     for one in made._running.values():
         one.process.send(signal.SIGKILL)
+        if one.child is not None:
+            one.child.wait()
+        one.process.close()
 
 
 def test_asked_to_stop_while_it_is_starting_it_hands_over_all_the_same(
@@ -74,6 +78,17 @@ def test_one_that_has_died_before_the_end_is_started_once_more(fed: Pipeline, co
     assert companions.fds() == []
     assert companions.stop(flows, STOP_S) == []
     assert len(lines.read_text().splitlines()) == 1000
+
+
+def test_one_that_cannot_be_started_is_tried_again(companions: Companions, flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/none/such")
+    with capture_logs() as told:
+        companions.tick(flows, 0)
+        companions.tick(flows, 1)
+    assert [(entry["event"], entry["status"]) for entry in told] == [("companion_died", "No such file or directory")]
+    monkeypatch.undo()
+    companions.tick(flows, time.monotonic_ns())
+    assert len(companions.fds()) == 1
 
 
 def test_a_store_that_is_wanted_no_more_is_no_misfortune(fed: Pipeline, companions: Companions, flows: Flows, tmp_path: Path) -> None:
