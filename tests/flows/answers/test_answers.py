@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -238,6 +240,32 @@ def test_gaps_are_numbers_that_are_nowhere(tmp_path: Path) -> None:
     assert [row[3:7] for row in early.rows] == [(29, 1, 2, 1)]
 
 
+def test_a_number_that_lies_in_quite_another_time_is_no_gap(tmp_path: Path) -> None:
+    """As of a replay of several captures: records are numbered as they end, and their packets are of any year."""
+    years = 3 * 365 * 86_400 * S
+    write(
+        tmp_path,
+        [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=DAY * S + n * S - (years if n % 4 else 0)) for n in range(41) if n != 22],
+    )
+    answer = gaps(Store(tmp_path), Period(DAY * S, DAY * S + HOUR))
+    assert [row[3:7] for row in answer.rows] == [(11, 1, 1, 0)]
+
+
+def test_what_has_expired_is_not_called_missing(tmp_path: Path) -> None:
+    """The run began before the oldest hour that is stored."""
+    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=DAY * S + n * S) for n in range(100, 110) if n != 105])
+    answer = gaps(Store(tmp_path), Period((DAY - 86_400) * S, DAY * S + HOUR))
+    assert answer.facts["missing"] == 101
+    write(tmp_path / "old", [Record("10.0.0.1", "10.0.0.2", run=(DAY - 7200) * S, number=n, last_ns=DAY * S + n * S) for n in (100, 102)])
+    answer = gaps(Store(tmp_path / "old"), Period((DAY - 86_400) * S, DAY * S + HOUR))
+    assert answer.facts["missing"] == 1
+    assert "100 records are numbered before the oldest that is stored" in " ".join(answer.notes)
+
+
+def test_an_empty_time_is_not_said_to_be_complete(tmp_path: Path) -> None:
+    assert gaps(Store(tmp_path), ALL).notes == ("there are no records of this time at all: nothing can be said of what is missing",)
+
+
 def test_numbers_across_the_edge_of_a_time_are_no_gap(tmp_path: Path) -> None:
     edge = DAY * S + HOUR
     shuffled = [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=edge + (n - 50 if n % 2 else 40 - n) * S) for n in range(100)]
@@ -255,6 +283,24 @@ def test_a_store_that_is_not_there_or_not_ours_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(TapmeshError, match=r"0\.parquet"):
         store.answered(lambda: listing(store, ALL, "true", 1))
+
+
+def test_what_may_not_be_read_is_no_empty_store() -> None:
+    """An auditor without the rights must not read that nobody was there."""
+    if os.geteuid():
+        pytest.skip("only root can become somebody without rights")
+    with tempfile.TemporaryDirectory() as directory:  # others may not go through pytest's own
+        place = Path(directory)
+        write(place, [Record("10.0.0.1", "10.0.0.2")])
+        place.chmod(0o755)
+        (place / "flows").chmod(0o700)
+        store = Store(place)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(TapmeshError, match=r"flows: Permission denied"):
+                store.answered(lambda: listing(store, ALL, "true", 1))
+        finally:
+            os.seteuid(0)
 
 
 def test_a_file_that_goes_while_it_is_asked_is_looked_for_again(tmp_path: Path) -> None:
