@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from broker.config.records.conditions import quoted
 from broker.core.errors import TapmeshError
-from broker.flows.answers.conditions import quoted
 from broker.flows.answers.times import HOUR_NS, Period
 from broker.flows.columns import FLOWS, METERS, Column
 from broker.flows.store.hours import files

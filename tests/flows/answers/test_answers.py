@@ -15,10 +15,10 @@ import duckdb
 import pytest
 
 from broker.cli import flows_output
+from broker.config.records.expression import where
 from broker.core.errors import TapmeshError
 from broker.flows.answers.access import access
 from broker.flows.answers.answer import Answer
-from broker.flows.answers.expression import where
 from broker.flows.answers.gaps import gaps
 from broker.flows.answers.listing import listing
 from broker.flows.answers.new import new
@@ -208,6 +208,17 @@ def test_sampled_records_are_told_of(tmp_path: Path) -> None:
     write(tmp_path, [Record("10.0.0.1", "10.0.0.2", one_in=10)])
     answer = access(Store(tmp_path), ALL, "true", "10.0.0.2", 0)
     assert "one in 10" in " ".join(answer.notes)
+
+
+def test_clients_seen_the_wrong_way_round_are_told_of(tmp_path: Path) -> None:
+    """Of a connection that was there before the broker, the first packet seen may be the server's."""
+    turned = Record("10.0.0.1", "10.0.0.9", source_port=443, destination_port=50_000, flags=0)
+    write(tmp_path, [turned, Record("10.0.0.1", "10.0.0.8"), Record("10.0.0.7", "10.0.0.1")])
+    answer = access(
+        Store(tmp_path), ALL, where("dst net 10.0.0.1", {}), "10.0.0.1", 0, where("src net 10.0.0.1", {}) + " AND flags & 2 = 0"
+    )
+    assert ([row[0] for row in answer.rows], answer.facts["unsure_records"]) == (["10.0.0.7"], 1)
+    assert "the other ends may be clients" in " ".join(answer.notes)
 
 
 def test_no_records_at_all_is_said_of_a_server(tmp_path: Path) -> None:
