@@ -41,7 +41,7 @@ def test_a_mistake_is_told_in_these_words_and_no_others(old: str, new: str, line
 
 
 def test_a_link_is_of_what_records_say() -> None:
-    assert told(FLOWS.replace("net $vms", "'src bytes > 10M and name \"*.example.com\"'", 1)) == []
+    parse_config(FLOWS.replace("net $vms", "'src bytes > 10M and name \"*.example.com\"'", 1), "t.yaml")
     (error,) = told(FLOWS.replace("net $vms", '"ip[8] = 3"', 1))
     assert "flows.links.pos.match: records do not have the bytes of packets" in error
 
