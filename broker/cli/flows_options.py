@@ -37,6 +37,7 @@ class Question:
     last: str = DEFAULT_LAST
     expression: bool = True
     plots: bool = False
+    says_sampling: bool = False  # itself, or it does not matter
 
 
 def add_common(sub: argparse.ArgumentParser, question: Question) -> None:

@@ -189,6 +189,6 @@ QUESTIONS = (
         plots=True,
     ),
     Question("new", "conversations that were never seen before", _new_arguments, _new, last="1d"),
-    Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False),
-    Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False),
+    Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False, says_sampling=True),
+    Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False, says_sampling=True),
 )

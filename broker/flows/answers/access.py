@@ -22,7 +22,7 @@ def access(store: Store, period: Period, condition: str, server: str, now_ns: in
     `answered`: records in which the server sent anything. `turned`: of records that may be of a client of it, the wrong way
     round because their beginning was not seen."""
     ends = ("source", "destination")
-    records = store.flows(period, condition)
+    records = store.services(period, condition)
     measures = (
         f"{FLOWS} AS flows, min(first_ns) AS first_ns, max(last_ns) AS last_ns",
         "sum(bytes)::BIGINT AS forward, sum(bytes_back)::BIGINT AS back, count_if(packets_back > 0) AS answered, max(name) AS name",

@@ -70,6 +70,11 @@ class Store:
         found: type[Exception] = self._duckdb.IOException
         return found
 
+    def services(self, period: Period, condition: str = "true") -> str:
+        """`flows`, where the port of the destination says what is served: of ICMP its type, which stands in the other port."""
+        port = "CASE WHEN protocol IN (1, 58) THEN source_port ELSE destination_port END AS destination_port"
+        return f"(SELECT * REPLACE ({port}) FROM {self.flows(period, condition)})"
+
     def flows(self, period: Period, condition: str = "true", *, whole_files: bool = False) -> str:
         """The records of a time (by `last_ns`) as something to select from. `whole_files`: and what else lies in their files."""
         whole, edges = self.files(period)

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 
 from broker.cli import flows_output
+from broker.cli.main import main
 from broker.config.records.expression import where
 from broker.core.errors import TapmeshError
 from broker.flows.answers.access import access
@@ -64,7 +65,7 @@ def grouped(records: Iterable[Record], keys: Callable[[Record], Iterable[Any]]) 
 
 
 def service_of(r: Record) -> str:
-    return service(r.destination_port, r.protocol)
+    return service(r.source_port if r.protocol in (1, 58) else r.destination_port, r.protocol)
 
 
 KEYS: dict[str, Callable[[Record], Iterable[Any]]] = {
@@ -208,6 +209,26 @@ def test_sampled_records_are_told_of(tmp_path: Path) -> None:
     write(tmp_path, [Record("10.0.0.1", "10.0.0.2", one_in=10)])
     answer = access(Store(tmp_path), ALL, "true", "10.0.0.2", 0)
     assert "one in 10" in " ".join(answer.notes)
+
+
+def test_what_is_sampled_is_told_with_every_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", one_in=10), Record("10.0.0.1", "10.0.0.3")])
+    words = ["flows", "top", "--store", str(tmp_path), "--from", "2024-10-04", "--to", "2024-10-05"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sampled_records"] == 1
+    assert main([*words, "dst net 10.0.0.3"]) == 0
+    assert "sampled" not in capsys.readouterr().out
+
+
+def test_services_of_icmp_are_its_types(tmp_path: Path) -> None:
+    """Of an echo the port of the destination is the type of the answer, of what is one-way its code: 0 both."""
+    echo = Record("10.0.0.1", "10.0.0.2", protocol=1, source_port=8, destination_port=0)
+    write(tmp_path, [echo, Record("10.0.0.2", "10.0.0.1", protocol=1, source_port=3, destination_port=0)])
+    store = Store(tmp_path)
+    for answer in (services(store, ALL, "true", 9), top(store, ALL, "true", "service", ["flows"], 9)):
+        assert sorted(row[0] for row in answer.rows) == ["icmp 3", "icmp 8"]
+    for answer in (conversations(store, ALL, "true", 9), access(store, ALL, "true", "", 0), new(store, ALL, "true", 1, 9)):
+        assert sorted(row[2] for row in answer.rows) == ["icmp 3", "icmp 8"]
 
 
 def test_clients_seen_the_wrong_way_round_are_told_of(tmp_path: Path) -> None:
