@@ -21,6 +21,8 @@ from typing import Any
 
 from broker.core.errors import EXIT_CONFIG
 from broker.core.flow_model import Flows
+from broker.core.flow_ring import FlowMemory, RecordReader, flows_path
+from broker.core.shm import Pipeline
 from broker.supervisor import plan
 from broker.supervisor.processes import Process, attach, find
 
@@ -46,6 +48,17 @@ def wanted(flows: Flows | None) -> tuple[str, ...]:
     if flows is None:
         return ()
     return ("export", "store") if flows.store is not None else ("export",)
+
+
+def not_taken(pipeline: Pipeline) -> str:
+    """Records that are still in the lanes, in words, when nobody is left to take them; empty: none."""
+    records = packets = 0
+    for number, lane in enumerate(pipeline.lanes):
+        if flows_path(pipeline.directory, number).exists():
+            reader = RecordReader(FlowMemory(pipeline.directory, number, lane.geometry.max_packets))
+            rows = reader.read(reader.waiting)
+            records, packets = records + len(rows), packets + int(rows["packets"].sum())
+    return f"{records:,} records of flows ({packets:,} packets) went nowhere: no exporter took them" if records else ""
 
 
 def end_all(name: str) -> None:

@@ -24,7 +24,7 @@ from broker.core.errors import ConfigErrors, TapmeshError
 from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
 from broker.supervisor import numbers, plan
-from broker.supervisor.companions import Companions
+from broker.supervisor.companions import Companions, not_taken
 from broker.supervisor.crew import Crew
 from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
@@ -294,6 +294,8 @@ class Session:
             process.wait(2.0)
         if slow := self.companions.stop(COMPANIONS_S):
             self.log.error("companions_killed", processes=slow)
+        if left := not_taken(self.pipeline):
+            self.problems.append(left)
         snapshot = self.reader.take(self.force.names, rules=True)
         outcome = Outcome(
             snapshot,
