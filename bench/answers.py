@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.report import Row, line
-from broker.flows.answers.expression import where
+from broker.config.records.expression import where
 from broker.flows.answers.new import new
 from broker.flows.answers.store import Store, import_duckdb
 from broker.flows.answers.talks import services

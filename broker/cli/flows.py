@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.cli import flows_questions
 from broker.cli.flows_options import Asked, add_common
 from broker.cli.flows_output import write
+
+if TYPE_CHECKING:
+    from broker.flows.answers.answer import Answer
+    from broker.flows.answers.store import Store
 
 
 def add(commands: Any) -> None:
@@ -27,6 +31,16 @@ def main(arguments: argparse.Namespace) -> int:
     """Exit status 0 whatever the answer is; 1: it could not be given."""
     asked = Asked.of(arguments, time.time_ns())
     store = asked.store()
-    result = store.answered(lambda: arguments.asked.ask(asked, store))
+    result = store.answered(lambda: _answer(asked, store))
     write(result, arguments, store)
     return 0
+
+
+def _answer(asked: Asked, store: Store) -> Answer:
+    question = asked.arguments.asked
+    found: Answer = question.ask(asked, store)
+    if not question.says_sampling:
+        from broker.flows.answers.sampling import told_of_sampling
+
+        found = told_of_sampling(found, store, asked.period, asked.where() if question.expression else "true")
+    return found

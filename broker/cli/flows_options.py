@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.flows.answers.store import Store
 
 DEFAULT_LAST = "1h"
+MOST = 999_999_999
 _RATES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -36,6 +37,7 @@ class Question:
     last: str = DEFAULT_LAST
     expression: bool = True
     plots: bool = False
+    says_sampling: bool = False  # itself, or it does not matter
 
 
 def add_common(sub: argparse.ArgumentParser, question: Question) -> None:
@@ -50,7 +52,7 @@ def add_common(sub: argparse.ArgumentParser, question: Question) -> None:
     where = sub.add_argument_group("store")
     where.add_argument("--store", type=Path, metavar="DIRECTORY", help="of the stored records")
     where.add_argument("--config", type=Path, metavar="CONFIG", help="take the store, sets, links and sites from this configuration")
-    where.add_argument("--threads", type=int, default=0, metavar="N", help="to use (default: all cores)")
+    where.add_argument("--threads", type=positive, default=0, metavar="N", help="to use (default: all cores)")
     out = sub.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="for programs")
     out.add_argument("--csv", metavar="FILE", help="write the rows there ('-': standard output)")
@@ -104,7 +106,7 @@ class Asked:
         return self.condition(" ".join(self.arguments.expression))
 
     def condition(self, expression: str, place: Place | None = None) -> str:
-        from broker.flows.answers.expression import where
+        from broker.config.records.expression import where
 
         try:
             return where(expression, self.sets)
@@ -141,7 +143,6 @@ def capacities(given: list[str]) -> dict[str, int]:
 
 
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:10]) <= MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {MOST:,}")
+    return int(text)

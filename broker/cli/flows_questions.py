@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
-from broker.cli.flows_options import Asked, Question, add_capacity, add_limit, capacities
+from broker.cli.flows_options import Asked, Question, add_capacity, add_limit, capacities, positive
 from broker.core.errors import TapmeshError
+from broker.core.flow_layout import FLOW_BEGAN
 from broker.flows.answers.times import length_ns
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def _list(asked: Asked, store: Store) -> Answer:
     return listing(store, asked.period, asked.where(), asked.limit)
 
 
+_ONE = re.compile(r"[^\s()|&!]+")
 _TOP_BY = ["source", "destination", "address", "conversation", "service", "protocol", "port", "name", "vlan", "input", "tunnel"]
 _OF = ("bytes", "packets", "flows")
 
@@ -58,7 +61,7 @@ def _services(asked: Asked, store: Store) -> Answer:
 
 
 def _new_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--days", type=int, metavar="N", help="how far back to look (default: flows.new_days of the configuration, or 30)")
+    sub.add_argument("--days", type=positive, metavar="N", help="how far back to look (default: flows.new_days of --config, or 30)")
     sub.add_argument("--unsure", action="store_true", help="also TCP flows whose beginning was not seen")
     add_limit(100)(sub)
 
@@ -139,8 +142,15 @@ def _access(asked: Asked, store: Store) -> Answer:
     from broker.flows.answers.access import access
 
     server, port = asked.arguments.server, asked.arguments.port
-    expression = f"dst net {server}" + (f" and dst portrange {port}" if port else "")
-    return access(store, asked.period, asked.condition(expression), server + (f" port {port}" if port else ""), asked.now_ns)
+    for option, word in (("SERVER", server), ("--port", port or "any")):
+        if not _ONE.fullmatch(word):
+            raise TapmeshError(f"{option}: '{word}': expected one address, net or $set, and one port or range")
+    of_server = {end: f"{end} net {server}" + (f" and {end} portrange {port}" if port else "") for end in ("dst", "src")}
+    condition, turned = asked.condition(of_server["dst"]), asked.condition(of_server["src"])
+    # Without a port the source of a flow that is not TCP is taken at its word: a server asks others too.
+    began = f"flags & {FLOW_BEGAN} = 0" + ("" if port else " AND protocol = 6")
+    name = server + (f" port {port}" if port else "")
+    return access(store, asked.period, condition, name, asked.now_ns, f"({turned} AND {began})")
 
 
 def _gaps(asked: Asked, store: Store) -> Answer:
@@ -179,6 +189,6 @@ QUESTIONS = (
         plots=True,
     ),
     Question("new", "conversations that were never seen before", _new_arguments, _new, last="1d"),
-    Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False),
-    Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False),
+    Question("access", "who reached a server, for an auditor", _access_arguments, _access, last="1d", expression=False, says_sampling=True),
+    Question("gaps", "records that never came to the store", _nothing, _gaps, last="1d", expression=False, says_sampling=True),
 )

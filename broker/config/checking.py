@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from broker.config.document import Document, Error, Path, Text, dotted
@@ -52,9 +52,15 @@ def check_twice(document: Document, what: str, values: Iterator[tuple[Path, str]
             first[value] = path
 
 
-def check_expression(document: Document, path: Path, expression: str, sets: dict[str, Elements]) -> Iterator[Error]:
+def check_expression(
+    document: Document,
+    path: Path,
+    expression: str,
+    sets: dict[str, Elements],
+    parse: Callable[[str, dict[str, Elements]], object] = parse_expression,
+) -> Iterator[Error]:
     try:
-        parse_expression(expression, sets)
+        parse(expression, sets)
     except PolicyError as error:
         if error.offset < 0:
             yield error_at(document, path, error.message)

@@ -10,6 +10,7 @@ from broker.config.checking import check_expression, check_names, check_one_of, 
 from broker.config.document import Document, Error, Path, Text, dotted
 from broker.config.flow_scalars import site_net
 from broker.config.policy.sets import Elements
+from broker.config.records.expression import where
 from broker.config.scalars import Wrong, suggest
 
 _OF_TRANSPORT = {
@@ -38,7 +39,7 @@ def check_flows(document: Document, whole: dict[str, Any], sets: dict[str, Eleme
             yield from check_one_of(document, path, value, "inputs", "match")
             yield from check_names(document, (*path, "inputs"), value.get("inputs"), mapping(whole, "inputs"), "input")
             if isinstance(value.get("match"), Text):
-                yield from check_expression(document, (*path, "match"), str(value["match"]), sets)
+                yield from check_expression(document, (*path, "match"), str(value["match"]), sets, where)
     yield from _sites(document, mapping(flows, "sites"), mapping(whole, "sets"), sets)
 
 

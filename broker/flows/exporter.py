@@ -203,7 +203,8 @@ class Exporter:
 
     def _take_meters(self, spool: Spool) -> None:
         now_ns = time.monotonic_ns()
-        spool.append("meters", self._meter.take(self._names))
+        if any(i.kind != "pcap" for i in self._following.config.inputs):  # how fast files are read says nothing of any link
+            spool.append("meters", self._meter.take(self._names))
         stored, dropped = self._stored()
         store = self._flows.store
         capacity = store.keep_bytes if store else 0

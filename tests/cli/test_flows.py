@@ -133,6 +133,8 @@ MISTAKES = (
     (("locality", "--store", "/"), "by sites: none are known"),
     (("utilisation", "--store", "/", "--capacity", "span0=fast"), "--capacity: 'span0=fast': expected NAME=RATE"),
     (("forecast", "--store", "/", "uplink"), "'uplink' is neither 'store' nor known in that time, which has: nothing"),
+    (("access", "--store", "/", "10.0.0.1", "--port", "443 or udp"), "--port: '443 or udp': expected one address, net"),
+    (("access", "--store", "/", "10.0.0.1", "--parquet", "/nowhere/a.parquet"), "/nowhere/a.parquet: "),
     (("access", "--store", "/", "example.com"), "expression:1:9: unknown name 'example.com'"),
 )  # fmt: skip
 
@@ -141,6 +143,13 @@ MISTAKES = (
 def test_a_mistake_is_told_in_words(words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flows", *words]) == 1
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threads", "-3"), ("--limit", "9" * 30), ("--days", "0")])
+def test_a_number_out_of_its_range_is_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["flows", "new", "--store", "/", option, value])
+    assert f"{option}: '{value}' is not a whole number from 1 to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "question"), [("duckdb", "top"), ("matplotlib", "top"), ("statsmodels", "forecast")])

@@ -40,6 +40,12 @@ def test_a_mistake_is_told_in_these_words_and_no_others(old: str, new: str, line
     assert told(text) == [f"t.yaml:{line}" for line in lines]
 
 
+def test_a_link_is_of_what_records_say() -> None:
+    parse_config(FLOWS.replace("net $vms", "'src bytes > 10M and name \"*.example.com\"'", 1), "t.yaml")
+    (error,) = told(FLOWS.replace("net $vms", '"ip[8] = 3"', 1))
+    assert "flows.links.pos.match: records do not have the bytes of packets" in error
+
+
 def test_every_key_becomes_its_field() -> None:
     config = parse_config(FLOWS, "t.yaml", directory="")
     assert config.tools == ()

@@ -17,11 +17,12 @@ _COLUMNS = (
 )
 
 
-def access(store: Store, period: Period, condition: str, server: str, now_ns: int) -> Answer:
+def access(store: Store, period: Period, condition: str, server: str, now_ns: int, turned: str = "false") -> Answer:
     """`condition`: of the server. The facts say what an auditor has to know: the time asked for, what is missing in it, what was sampled.
-    `answered`: records in which the server sent anything."""
+    `answered`: records in which the server sent anything. `turned`: of records that may be of a client of it, the wrong way
+    round because their beginning was not seen."""
     ends = ("source", "destination")
-    records = store.flows(period, condition)
+    records = store.services(period, condition)
     measures = (
         f"{FLOWS} AS flows, min(first_ns) AS first_ns, max(last_ns) AS last_ns",
         "sum(bytes)::BIGINT AS forward, sum(bytes_back)::BIGINT AS back, count_if(packets_back > 0) AS answered, max(name) AS name",
@@ -33,6 +34,7 @@ def access(store: Store, period: Period, condition: str, server: str, now_ns: in
     )
     lost = gaps(store, period)
     sampled = store.run(f"SELECT count(*), max(one_in) FROM {store.flows(period, f'one_in > 1 AND {condition}')}")[0]
+    unsure = store.run(f"SELECT count(*) FROM {store.flows(period, turned)}")[0][0]
     facts = {
         "server": server,
         "from": iso(period.from_ns),
@@ -43,12 +45,16 @@ def access(store: Store, period: Period, condition: str, server: str, now_ns: in
         "gaps": sum(int(row[4] or 0) for row in lost.rows),
         "brokers": ", ".join(sorted({str(row[0]) for row in lost.rows})) or "none",
         "sampled_records": sampled[0],
+        "unsure_records": unsure,
     }
     notes = [*lost.notes]
     if not lost.rows:
         notes = ["there are no records of this time at all: nothing can be said of who was there"]
     if sampled[0]:
         notes.append(f"{sampled[0]:,} records are of sampled traffic (up to one in {sampled[1]:,}): who is not listed may have been there")
+    if unsure:
+        beginning = "their beginning was not seen: the other ends may be clients"
+        notes.append(f"{unsure:,} records more have the server as their source, and {beginning} (`list` shows them)")
     return Answer(
         f"who reached {server}, {period}",
         _COLUMNS,

@@ -32,8 +32,8 @@ def new(store: Store, period: Period, condition: str, days: int, limit: int, *, 
         WITH now AS MATERIALIZED (
             SELECT {_KEYS}, bool_or({began}) AS began, min(first_ns) AS first_ns, {FLOWS} AS flows, sum(bytes)::BIGINT AS forward,
                 sum(bytes_back)::BIGINT AS back, count_if(packets_back > 0) AS answered, max(name) AS name
-            FROM {store.flows(period, condition)} GROUP BY {_KEYS}),
-        seen AS (SELECT DISTINCT {_KEYS} FROM {store.flows(before)} SEMI JOIN now USING ({_KEYS}))
+            FROM {store.services(period, condition)} GROUP BY {_KEYS}),
+        seen AS (SELECT DISTINCT {_KEYS} FROM {store.services(before)} SEMI JOIN now USING ({_KEYS}))
         SELECT * FROM now ANTI JOIN seen USING ({_KEYS})""")
     rows = store.run(f"""
         SELECT {_KEYS}, first_ns, flows, forward, back, answered, name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from broker.config.records.conditions import quoted
+from broker.core.errors import TapmeshError
 from broker.flows.answers.answer import Answer
-from broker.flows.answers.conditions import quoted
 from broker.flows.answers.store import Store
 
 _TYPES = {"text": "VARCHAR", "share": "DOUBLE", "rate": "DOUBLE", "micros": "DOUBLE"}
@@ -20,4 +21,7 @@ def write_parquet(answer: Answer, path: str, store: Store) -> None:
     ]
     facts = json.dumps({"title": answer.title, **answer.facts, "notes": list(answer.notes)})
     options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{tapmesh: {quoted(facts)}}}"
-    store.run(f"COPY (SELECT {', '.join(columns)} FROM answer) TO {quoted(path)} ({options})")
+    try:
+        store.run(f"COPY (SELECT {', '.join(columns)} FROM answer) TO {quoted(path)} ({options})")
+    except store.io_error as error:
+        raise TapmeshError(f"{path}: {error}") from None

@@ -96,7 +96,7 @@ def heat_map(path: Path, title: str, names: list[str], cells: dict[tuple[int, in
 
     n = max(1, len(names))
     side = 1.8 + 0.52 * n
-    figure, axes = new_figure(max(6.5, side + 2.2), max(4.5, side))
+    figure, axes = new_figure(max(6.5, side + 2.2, 1.8 + 0.09 * len(title)), max(4.5, side))
     grid = np.full((n, n), np.nan)
     for (row, column), value in cells.items():
         grid[row, column] = value if value > 0 else np.nan

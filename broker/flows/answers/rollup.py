@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.flows.answers.conditions import quoted
+from broker.config.records.conditions import quoted
 from broker.flows.answers.groups import MEASURES, by_address
 from broker.flows.answers.store import Store
 from broker.flows.answers.times import Period

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.config.records.conditions import any_of, quoted
 from broker.core.errors import TapmeshError
 from broker.core.flow_model import Link
-from broker.flows.answers.conditions import any_of, quoted
 from broker.flows.answers.store import Store
 from broker.flows.answers.times import HOUR_NS, SECOND_NS, Period
 

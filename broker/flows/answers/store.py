@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from broker.config.records.conditions import quoted
 from broker.core.errors import TapmeshError
-from broker.flows.answers.conditions import quoted
 from broker.flows.answers.times import HOUR_NS, Period
 from broker.flows.columns import FLOWS, METERS, Column
 from broker.flows.store.hours import files
@@ -22,6 +22,7 @@ FLOWS_TABLE, METERS_TABLE = "flows", "meters"
 _COLUMNS = {FLOWS_TABLE: FLOWS, METERS_TABLE: METERS}
 _TIMES = {FLOWS_TABLE: "last_ns", METERS_TABLE: "at_ns"}
 _RETRIES = 3
+_EVER_NS = (1 << 63) - 1
 _ROWS_AT_ONCE = 1000
 
 
@@ -37,8 +38,12 @@ class Store:
     """Asks one directory, which is only read."""
 
     def __init__(self, directory: Path, threads: int = 0) -> None:
-        if not directory.is_dir():
-            raise TapmeshError(f"{directory}: there is no store here")
+        try:
+            os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise TapmeshError(f"{directory}: there is no store here") from None
+        except OSError as error:
+            raise TapmeshError(f"{directory}: {error.strerror}") from None
         self.directory = directory
         self._duckdb = import_duckdb()
         spilled = Path(tempfile.gettempdir()) / f"tapmesh-flows-{os.getpid()}"  # made if need be, and removed in the end
@@ -65,10 +70,20 @@ class Store:
         found: type[Exception] = self._duckdb.IOException
         return found
 
+    def services(self, period: Period, condition: str = "true") -> str:
+        """`flows`, where the port of the destination says what is served: of ICMP its type, which stands in the other port."""
+        port = "CASE WHEN protocol IN (1, 58) THEN source_port ELSE destination_port END AS destination_port"
+        return f"(SELECT * REPLACE ({port}) FROM {self.flows(period, condition)})"
+
     def flows(self, period: Period, condition: str = "true", *, whole_files: bool = False) -> str:
         """The records of a time (by `last_ns`) as something to select from. `whole_files`: and what else lies in their files."""
         whole, edges = self.files(period)
         return self.records([*whole, *edges], [], None, condition) if whole_files else self.records(whole, edges, period, condition)
+
+    def others(self, period: Period) -> str:
+        """The records of all files but those that `flows` reads `whole_files` of, as something to select from."""
+        read = {path for paths in self.files(period) for path in paths}
+        return self.records([path for path in files(self.directory, 0, _EVER_NS) if path not in read], [], None)
 
     def meters(self, period: Period, condition: str = "true") -> str:
         whole, edges = self.files(period, METERS_TABLE)
@@ -103,7 +118,9 @@ class Store:
             except self._duckdb.OutOfMemoryException as error:
                 raise TapmeshError(f"{self.directory}: not enough memory for this; ask for a shorter time: {error}") from None
             except self._duckdb.Error as error:  # what is wrong with a file has no class of its own
-                raise TapmeshError(f"{self.directory}: it cannot be asked that: {error}") from None
+                raise TapmeshError(f"{self.directory}: a file is damaged, or it cannot be asked that: {error}") from None
+            except OSError as error:
+                raise TapmeshError(f"{error.filename or self.directory}: {error.strerror}") from None
         raise AssertionError
 
 

@@ -21,7 +21,7 @@ def conversations(store: Store, period: Period, condition: str, limit: int) -> A
         "sum(bytes)::BIGINT AS forward, sum(bytes_back)::BIGINT AS back, sum(packets + packets_back)::BIGINT AS n",
         f"{FLOWS} AS flows, min(first_ns) AS first_ns, max(last_ns) AS last_ns, {_RTT}",
     )
-    groups = by_address(store.flows(period, condition), ends, SERVICE, measures)
+    groups = by_address(store.services(period, condition), ends, SERVICE, measures)
     keys = ", ".join((*names_of(ends), *SERVICE))
     rows = store.run(
         f"SELECT {keys}, forward, back, n, flows, first_ns, last_ns, rtt_us FROM ({groups}) "
@@ -44,7 +44,7 @@ def services(store: Store, period: Period, condition: str, limit: int) -> Answer
     rows = store.run(
         f"SELECT destination_port, protocol, count(DISTINCT (version, source_high, source_low)), "
         f"count(DISTINCT (version, destination_high, destination_low)), {FLOWS}, {BYTES}::BIGINT AS b, "
-        f"count_if(packets_back = 0) / count(*), {_RTT} FROM {store.flows(period, condition)} "
+        f"count_if(packets_back = 0) / count(*), {_RTT} FROM {store.services(period, condition)} "
         f"GROUP BY ALL ORDER BY b DESC, destination_port, protocol LIMIT {limit}"
     )
     columns = (

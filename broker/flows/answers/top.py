@@ -51,7 +51,8 @@ def top(store: Store, period: Period, condition: str, by: str, of: Sequence[str]
     """`by`: of BY. `of`: of OF, the first is what it is ordered by. An address has what it sent and what it got; the share is of
     all traffic of the time that the expression matches."""
     chosen = _BY[by]
-    records = store.flows(period, condition if chosen.only == "true" else f"{condition} AND {chosen.only}")
+    of_records = store.services if by == "service" else store.flows
+    records = of_records(period, condition if chosen.only == "true" else f"{condition} AND {chosen.only}")
     measures = [f"{MEASURES[name]}::BIGINT AS {name}" for name in of]
     rolled = rollup.groups(store, period, by, of) if condition == "true" and by in rollup.NEEDED else None
     if rolled is not None:

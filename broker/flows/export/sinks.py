@@ -123,7 +123,7 @@ class QueueSink:
         self._queue: deque[Message] = deque()
         self._queued_bytes = self._at = 0
         self._is_open = self._is_trying = self._is_full = False
-        self._retry_ns = self._refresh_ns = 0
+        self._retry_ns = self._refresh_ns = self._ticked_ns = 0
         self._backoff_ns = BACKOFF_LEAST_NS
         row["dropped_records"] += row["waiting_records"]  # of a process before us that was killed: how many packets, it took with it
         row["connected"] = row["waiting_records"] = 0
@@ -162,6 +162,11 @@ class QueueSink:
             self._log.warning("export_full", buffer_bytes=self._export.buffer_bytes)
 
     def tick(self, now_ns: int) -> None:
+        if now_ns < self._ticked_ns:  # the clock was set back: what was due then would be late by as much
+            self._retry_ns = self._refresh_ns = 0
+            if self._is_trying:
+                self._close()
+        self._ticked_ns = now_ns
         try:
             if not self._is_open:
                 self._advance(now_ns)

@@ -38,11 +38,24 @@ def files(directory: Path, from_ns: int, to_ns: int, table: str = "flows") -> li
 
 
 def hours(table: Path) -> Iterator[tuple[int, Path]]:
-    """The directories of all hours, the oldest first, with the time at which each begins, ns since 1970."""
-    for hour in sorted(table.glob("date=*/hour=*")):
+    """The directories of all hours, the oldest first, with the time at which each begins, ns since 1970. PermissionError: an hour that may
+    not be looked at is not one without records."""
+    for hour in (hour for date in _below(table, "date=") for hour in _below(date, "hour=")):
         with contextlib.suppress(ValueError):  # not ours
             begins = datetime.strptime(f"{hour.parent.name} {hour.name} +0000", "date=%Y-%m-%d hour=%H %z")
             yield int(begins.timestamp()) * 1_000_000_000, hour
+
+
+def _below(directory: Path, begins: str) -> list[Path]:
+    return [directory / name for name in _names(directory) if name.startswith(begins)]
+
+
+def _names(directory: Path) -> list[str]:
+    """In order; none if it has gone meanwhile. `Path.glob` would find nothing where it may not look either."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def hour_directory(table: Path, hour: int) -> Path:
@@ -67,7 +80,7 @@ def make_directories(root: Path, place: Path) -> None:
 def current(hour: Path) -> list[Path]:
     """The files that count, in the order of their names."""
     for attempt in range(10):
-        names = sorted(path.name for path in hour.glob("*.parquet") if not path.name.startswith("."))
+        names = [name for name in _names(hour) if name.endswith(".parquet") and not name.startswith(".")]
         # A list that is made while files come may show a merged file and not the list beside it, so that is not looked for there.
         lists = {name: replaced_by(hour, name) for name in names if name.endswith(MERGED)}
         gone = set().union(*(found for found in lists.values() if found is not None))

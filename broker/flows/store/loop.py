@@ -10,11 +10,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
 from broker.core import log
+from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.core.shm import Pipeline
 from broker.flows import segments, spool
@@ -54,7 +56,7 @@ def make_backend(store: Store, node: str) -> StoreBackend:
 
 
 class Consumer:
-    """Of one spool and its store. `row`: EXPORT, of which the exporter writes dropped_* and waiting_records."""
+    """Of one spool and its store. `row`: EXPORT, of which the exporter writes dropped_*, and waiting_records while it lives."""
 
     def __init__(self, directory: Path, backend: StoreBackend, row: Any) -> None:
         self._directory, self._backend, self._row = directory, backend, row
@@ -93,9 +95,14 @@ class Consumer:
     def close(self) -> int:
         """How many segments are left."""
         self._backend.close()
-        left = len(segments.closed(self._directory))
+        left = segments.closed(self._directory)
+        if self._directory.is_dir():  # where an exporter has it, that one says what waits
+            with contextlib.suppress(TapmeshError, OSError):
+                lock = spool.occupy(self._directory, "exporter")
+                self._row["waiting_records"] = sum(segment.n_rows for segment in left if segment.kind == "flows")
+                spool.release(lock)
         spool.release(self._lock)
-        return left
+        return len(left)
 
     def _store(self, segment: Segment) -> None:
         try:

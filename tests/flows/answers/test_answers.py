@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,10 +15,11 @@ import duckdb
 import pytest
 
 from broker.cli import flows_output
+from broker.cli.main import main
+from broker.config.records.expression import where
 from broker.core.errors import TapmeshError
 from broker.flows.answers.access import access
 from broker.flows.answers.answer import Answer
-from broker.flows.answers.expression import where
 from broker.flows.answers.gaps import gaps
 from broker.flows.answers.listing import listing
 from broker.flows.answers.new import new
@@ -62,7 +65,7 @@ def grouped(records: Iterable[Record], keys: Callable[[Record], Iterable[Any]]) 
 
 
 def service_of(r: Record) -> str:
-    return service(r.destination_port, r.protocol)
+    return service(r.source_port if r.protocol in (1, 58) else r.destination_port, r.protocol)
 
 
 KEYS: dict[str, Callable[[Record], Iterable[Any]]] = {
@@ -208,6 +211,37 @@ def test_sampled_records_are_told_of(tmp_path: Path) -> None:
     assert "one in 10" in " ".join(answer.notes)
 
 
+def test_what_is_sampled_is_told_with_every_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", one_in=10), Record("10.0.0.1", "10.0.0.3")])
+    words = ["flows", "top", "--store", str(tmp_path), "--from", "2024-10-04", "--to", "2024-10-05"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sampled_records"] == 1
+    assert main([*words, "dst net 10.0.0.3"]) == 0
+    assert "sampled" not in capsys.readouterr().out
+
+
+def test_services_of_icmp_are_its_types(tmp_path: Path) -> None:
+    """Of an echo the port of the destination is the type of the answer, of what is one-way its code: 0 both."""
+    echo = Record("10.0.0.1", "10.0.0.2", protocol=1, source_port=8, destination_port=0)
+    write(tmp_path, [echo, Record("10.0.0.2", "10.0.0.1", protocol=1, source_port=3, destination_port=0)])
+    store = Store(tmp_path)
+    for answer in (services(store, ALL, "true", 9), top(store, ALL, "true", "service", ["flows"], 9)):
+        assert sorted(row[0] for row in answer.rows) == ["icmp 3", "icmp 8"]
+    for answer in (conversations(store, ALL, "true", 9), access(store, ALL, "true", "", 0), new(store, ALL, "true", 1, 9)):
+        assert sorted(row[2] for row in answer.rows) == ["icmp 3", "icmp 8"]
+
+
+def test_clients_seen_the_wrong_way_round_are_told_of(tmp_path: Path) -> None:
+    """Of a connection that was there before the broker, the first packet seen may be the server's."""
+    turned = Record("10.0.0.1", "10.0.0.9", source_port=443, destination_port=50_000, flags=0)
+    write(tmp_path, [turned, Record("10.0.0.1", "10.0.0.8"), Record("10.0.0.7", "10.0.0.1")])
+    answer = access(
+        Store(tmp_path), ALL, where("dst net 10.0.0.1", {}), "10.0.0.1", 0, where("src net 10.0.0.1", {}) + " AND flags & 2 = 0"
+    )
+    assert ([row[0] for row in answer.rows], answer.facts["unsure_records"]) == (["10.0.0.7"], 1)
+    assert "the other ends may be clients" in " ".join(answer.notes)
+
+
 def test_no_records_at_all_is_said_of_a_server(tmp_path: Path) -> None:
     answer = access(Store(tmp_path), ALL, "true", "10.0.0.2", 0)
     assert (answer.rows, answer.notes) == ([], ("there are no records of this time at all: nothing can be said of who was there",))
@@ -238,6 +272,32 @@ def test_gaps_are_numbers_that_are_nowhere(tmp_path: Path) -> None:
     assert [row[3:7] for row in early.rows] == [(29, 1, 2, 1)]
 
 
+def test_a_number_that_lies_in_quite_another_time_is_no_gap(tmp_path: Path) -> None:
+    """As of a replay of several captures: records are numbered as they end, and their packets are of any year."""
+    years = 3 * 365 * 86_400 * S
+    write(
+        tmp_path,
+        [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=DAY * S + n * S - (years if n % 4 else 0)) for n in range(41) if n != 22],
+    )
+    answer = gaps(Store(tmp_path), Period(DAY * S, DAY * S + HOUR))
+    assert [row[3:7] for row in answer.rows] == [(11, 1, 1, 0)]
+
+
+def test_what_has_expired_is_not_called_missing(tmp_path: Path) -> None:
+    """The run began before the oldest hour that is stored."""
+    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=DAY * S + n * S) for n in range(100, 110) if n != 105])
+    answer = gaps(Store(tmp_path), Period((DAY - 86_400) * S, DAY * S + HOUR))
+    assert answer.facts["missing"] == 101
+    write(tmp_path / "old", [Record("10.0.0.1", "10.0.0.2", run=(DAY - 7200) * S, number=n, last_ns=DAY * S + n * S) for n in (100, 102)])
+    answer = gaps(Store(tmp_path / "old"), Period((DAY - 86_400) * S, DAY * S + HOUR))
+    assert answer.facts["missing"] == 1
+    assert "100 records are numbered before the oldest that is stored" in " ".join(answer.notes)
+
+
+def test_an_empty_time_is_not_said_to_be_complete(tmp_path: Path) -> None:
+    assert gaps(Store(tmp_path), ALL).notes == ("there are no records of this time at all: nothing can be said of what is missing",)
+
+
 def test_numbers_across_the_edge_of_a_time_are_no_gap(tmp_path: Path) -> None:
     edge = DAY * S + HOUR
     shuffled = [Record("10.0.0.1", "10.0.0.2", number=n, last_ns=edge + (n - 50 if n % 2 else 40 - n) * S) for n in range(100)]
@@ -255,6 +315,24 @@ def test_a_store_that_is_not_there_or_not_ours_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(TapmeshError, match=r"0\.parquet"):
         store.answered(lambda: listing(store, ALL, "true", 1))
+
+
+def test_what_may_not_be_read_is_no_empty_store() -> None:
+    """An auditor without the rights must not read that nobody was there."""
+    if os.geteuid():
+        pytest.skip("only root can become somebody without rights")
+    with tempfile.TemporaryDirectory() as directory:  # others may not go through pytest's own
+        place = Path(directory)
+        write(place, [Record("10.0.0.1", "10.0.0.2")])
+        place.chmod(0o755)
+        (place / "flows").chmod(0o700)
+        store = Store(place)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(TapmeshError, match=r"flows: Permission denied"):
+                store.answered(lambda: listing(store, ALL, "true", 1))
+        finally:
+            os.seteuid(0)
 
 
 def test_a_file_that_goes_while_it_is_asked_is_looked_for_again(tmp_path: Path) -> None:

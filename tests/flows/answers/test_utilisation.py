@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker.config.records.expression import where
 from broker.core.errors import TapmeshError
 from broker.core.flow_model import Link
-from broker.flows.answers.expression import where
 from broker.flows.answers.series import filled, metered, recorded, steps_of, subject_of
 from broker.flows.answers.store import Store
 from broker.flows.answers.times import Period

@@ -267,6 +267,20 @@ def test_templates_and_statistics_are_told_again(receiver: socket.socket) -> Non
     assert max(map(len, first)) <= 1400
 
 
+def test_a_clock_that_is_set_back_delays_nothing(receiver: socket.socket) -> None:
+    export = Exporting(port=receiver.getsockname()[1], template_refresh_s=10)
+    export.tick()
+    received(receiver)
+    export.tick(-3600)
+    assert received(receiver)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    export = Exporting(transport="tcp", port=port)
+    export.until(lambda: export["errors"] == 1, "a refusal")
+    export.now_ns -= 3600 * SECOND
+    export.until(lambda: export["errors"] == 2, "another attempt")
+
+
 def test_sequence_numbers_go_on_over_a_restart(receiver: socket.socket) -> None:
     one = Exporting(port=receiver.getsockname()[1])
     one.tick()

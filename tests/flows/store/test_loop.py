@@ -72,6 +72,15 @@ def test_segments_go_into_the_store_the_oldest_first_and_are_removed(tmp_path: P
     assert (row["sequence"], row["sequence_b"]) == (5, 800)
 
 
+def test_what_waits_is_told_when_no_exporter_is_left_to_tell_it(tmp_path: Path, row: Any) -> None:
+    spool_segments(tmp_path, row, 2)
+    row["waiting_records"] = 20  # the exporter's last word
+    consumer = Consumer(tmp_path, FakeStore(), row)
+    assert consumer.step()
+    consumer.close()
+    assert row["waiting_records"] == 10
+
+
 def test_a_damaged_segment_does_not_block_the_next(tmp_path: Path, row: Any) -> None:
     bad, _ = spool_segments(tmp_path, row, 2)
     bad.path.write_bytes(b"x")

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from broker.config.policy import PolicyError, read_sets
-from broker.flows.answers.expression import where
+from broker.config.records.expression import where
 from tests.flows.answers.records import Record, S, some, write
 from tests.libpcap import Filter, needs_libpcap
 from tests.packets import ip_frame, tcp_frame, udp_frame

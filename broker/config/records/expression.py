@@ -22,7 +22,7 @@ from broker.config.policy.refused import REFUSED
 from broker.config.policy.sets import Elements
 from broker.config.policy.tree import Node
 from broker.config.policy.values import RELATIONS, Numbers
-from broker.flows.answers.conditions import Condition, NotRecorded, all_of, any_of, condition, quoted, within
+from broker.config.records.conditions import Condition, NotRecorded, all_of, any_of, condition, quoted, within
 
 _VLAN = Numbers("VLAN", 4095)
 _RTT = "(rtt_source_us::BIGINT + rtt_destination_us)"

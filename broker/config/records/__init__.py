@@ -1,0 +1,1 @@
+"""The filter language on stored flow records: an expression -> SQL. Pure."""
