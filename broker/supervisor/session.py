@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.core import layout
-from broker.core.errors import ConfigErrors, TapmeshError
+from broker.core.errors import ConfigErrors, PipelineError, TapmeshError
 from broker.core.flow_ring import left_of
 from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
@@ -319,7 +319,11 @@ class Session:
         return outcome
 
     def _tell_what_is_lost(self) -> None:
-        left = left_of(self.pipeline)
+        try:
+            left = left_of(self.pipeline)
+        except PipelineError as error:  # damaged: no reason not to come to an end
+            self.problems.append(f"what is lost of flows cannot be told: {error}")
+            return
         if left.flows or left.records:
             self.log.error("flows_lost", **asdict(left))
             what = f"{left.flows:,} flows that had not ended, {left.records:,} records that no exporter took"

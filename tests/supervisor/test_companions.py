@@ -16,11 +16,12 @@ from structlog.testing import capture_logs
 
 from broker.core import log
 from broker.core.flow_model import Export, Flows, Store
-from broker.core.flow_ring import Left, left_of, open_exports
+from broker.core.flow_ring import FlowMemory, Left, left_of, open_exports
 from broker.core.shm import Pipeline
 from broker.supervisor import supervisor
 from broker.supervisor.companions import Companions
 from broker.supervisor.ledger import balance
+from broker.supervisor.session import Session
 from broker.supervisor.snapshot import Names, Reader
 from tests.flows.feeder import Feeder, config, make_pipeline, random_rows
 from tests.waiting import until
@@ -116,3 +117,14 @@ def test_the_last_line_of_a_run_says_what_became_of_the_records(fed: Pipeline) -
     said = told[0]["exports"]
     assert list(said) == ["lines", "store"]
     assert said["lines"] == {"records": 7, "dropped_records": 0, "dropped_packets": 5, "dropped_bytes": 0, "waiting_records": 0}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_lost_at_the_end_is_a_problem_of_the_run_also_if_it_cannot_be_told(fed: Pipeline, damaged: bool) -> None:
+    if damaged:
+        FlowMemory(fed.directory, 0, fed.lanes[0].geometry.max_packets).header["magic"] = 0
+    session = object.__new__(Session)
+    session.pipeline, session.log, session.problems = fed, log.get(), []
+    session._tell_what_is_lost()
+    (problem,) = session.problems
+    assert ("not a table of flows" if damaged else "0 flows that had not ended, 1,000 records that no exporter took") in problem
