@@ -8,6 +8,8 @@
 PYTHON_NAMES = python3.11 python3 python3.12 python3.13 python3.14
 PIP = .venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --only-binary :all:
 PYTEST_ARGS ?=
+# Two at a time, each file as a whole by one of them: more, and tests of processes with deadlines get in each other's way.
+TEST_WORKERS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 
 export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
@@ -17,8 +19,10 @@ export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
 run: .venv/agent.stamp
 	.venv/bin/tapmesh run --demo
 
+# Kernels are compiled first: tests wait for processes, and each test process would compile them for itself.
 test: .venv/test.stamp
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -c 'from stages.warm import warm; warm(print)'
+	.venv/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check

@@ -9,7 +9,8 @@ import sys
 from bench.report import line
 
 BENCHES = (
-    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "export", "store", "answers", "explain", "memory", "startup", "live",
+    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "memory",
+    "startup", "live",
 )  # fmt: skip
 
 

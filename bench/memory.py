@@ -17,13 +17,25 @@ MIB = 1 << 20
 PATIENCE_S = 60.0
 
 
+_IPFIX = "exports: {to: {kind: ipfix, to: 'udp://127.0.0.1:9'}}"
+FLOWS = {
+    "": "",
+    ", flows to a collector": f"flows: {{{_IPFIX}}}\n",
+    ", flows to a collector and a store of files": f"flows: {{{_IPFIX}, store: {{kind: parquet, directory: store, flush_s: 1}}}}\n",
+}
+
+
 def measure(quick: bool) -> Iterator[Row]:
-    n_packets, wanted = (20_000, 200) if quick else (400_000, 5_000)
+    for words, part in list(FLOWS.items())[: 1 if quick else None]:
+        yield _measure(words, part, *((20_000, 200) if quick else (400_000, 5_000)))
+
+
+def _measure(words: str, part: str, n_packets: int, wanted: int) -> Row:
     with programs.scratch() as directory, programs.sink() as receiver:
         capture, config = directory / "in.pcap", directory / "bench.yaml"
         workload.write_capture(capture, "imix", n_packets)
         tool = f"{{tunnel: {{kind: gre-udp, remote: 127.0.0.1, port: {receiver.getsockname()[1]}, key: 7, sequence: true}}}}"
-        config.write_text(programs.config_text(capture, tool, workload.terms(100), pace=str(n_packets // 10)))
+        config.write_text(programs.config_text(capture, tool, workload.terms(100), pace=str(n_packets // 10)) + part)
         with programs.agent(config) as process:
             received = 0
             while received < wanted:
@@ -36,7 +48,8 @@ def measure(quick: bool) -> Iterator[Row]:
             rings = _rings(f"tapmesh-{programs.agent_name()}")
     total = sum(by_process.values()) + max(0, rings - mapped)
     detail = {"processes_mib": {name: round(pss / MIB, 1) for name, pss in by_process.items()}, "rings_mib": round(rings / MIB, 1)}
-    yield Row("memory", "running agent, four stages, one worker each, 100 rules, traffic flowing", total / MIB, "MiB", {}, detail)
+    case = f"running agent, one worker a stage, 100 rules, traffic flowing{words}"
+    return Row("memory", case, total / MIB, "MiB", {}, detail)
 
 
 def _process(pid: int) -> tuple[str, int, int]:

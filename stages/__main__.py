@@ -64,7 +64,7 @@ def main() -> int:
         from stages.worker import await_pipeline, run_worker
 
         logger = log.get(pipeline=arguments.pipeline, stage=arguments.command)
-        warm(lambda line: logger.info("kernels_compiling", progress=line))
+        warm(lambda line: logger.info("kernels_compiling", progress=line), (arguments.command,))
         return run_worker(await_pipeline(arguments.pipeline, arguments.wait), arguments.lane, arguments.command, arguments.worker)
     except TapmeshError as error:
         log.get().error("start_refused", reason=str(error))

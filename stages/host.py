@@ -74,7 +74,7 @@ class Host:
         listener.listen(1)
         self._own = (woken, waker, listener)
         self._accept(listener, timeout_ms=10_000)
-        warm(lambda line: self._say({"event": "progress", "text": line}))
+        warm(lambda line: self._say({"event": "progress", "text": line}), self._kinds())
         gc.collect()
         gc.disable()
         gc.freeze()
@@ -97,6 +97,11 @@ class Host:
             if not self.workers and not path.exists():
                 break  # somebody has removed the pipeline: there is nobody left to serve
         return 0
+
+    def _kinds(self) -> tuple[str, ...]:
+        """Of the workers that can be asked for: kernels of other stages would only take memory."""
+        lanes = open_pipeline(self.name).lanes
+        return tuple(kind for kind in layout.STAGES if any(lane.geometry.count(kind) for lane in lanes))
 
     def _accept(self, listener: socket.socket, timeout_ms: int) -> None:
         poller = select.poll()

@@ -35,7 +35,7 @@ from stages.warm import warm
 
 def run_only(stage: str, directory: Path, dump: str) -> int:
     """Play generation 1 of `directory` through the stages up to `stage`; returns the exit status."""
-    warm(lambda line: print(line, file=sys.stderr))  # noqa: T201
+    warm(lambda line: print(line, file=sys.stderr), layout.PATH)  # noqa: T201
     generation = read_generation(directory, 1)
     config = generation.config
     lane = lanes(config)[0]

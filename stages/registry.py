@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from broker.core.stage import Stage
 
@@ -23,6 +24,6 @@ def create(kind: str) -> Stage:
     return stage
 
 
-def import_all() -> None:
-    for module, _ in _CLASSES.values():
-        importlib.import_module(module)
+def import_stages(kinds: Iterable[str] = KINDS) -> None:
+    for kind in kinds:
+        importlib.import_module(_CLASSES[kind][0])

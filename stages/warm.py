@@ -11,17 +11,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from broker.core.errors import TapmeshError
 from stages import cache
-from stages.registry import import_all
+from stages.registry import KINDS, import_stages
 
 _LOOK_S = 0.5
 
 
-def warm(progress: Callable[[str], None]) -> None:
-    """Have every kernel in this process. `progress` gets a line now and then while they are compiled."""
+def warm(progress: Callable[[str], None], kinds: Iterable[str] = KINDS) -> None:
+    """Have every kernel of these stages in this process. `progress` gets a line now and then while those of all stages are compiled."""
     from stages import atomics, jit  # noqa: F401 - the ring's kernels are kernels too
 
     if jit.PLAIN:
@@ -36,7 +36,7 @@ def warm(progress: Callable[[str], None]) -> None:
                 complete.touch()
         finally:
             os.close(lock)
-    import_all()
+    import_stages(kinds)
     for _ in jit.warm_all():
         pass
 
@@ -65,6 +65,6 @@ def compile_here() -> None:
     """What the throw-away process does."""
     from stages import atomics, jit  # noqa: F401
 
-    import_all()
+    import_stages()
     for done, total, name in jit.warm_all():
         print(f"compiling kernels {done}/{total}: {name}", flush=True)  # noqa: T201 - read by `_compile_apart`

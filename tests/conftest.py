@@ -45,7 +45,7 @@ _BEFORE = pytest.StashKey[set[str]]()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not IN_CI:
+    if not IN_CI or hasattr(session.config, "workerinput"):  # the workers of pytest-xdist know of each other's only
         return
     _complaints.extend(f"skipped in CI: {test}: {reason}" for test, reason in _skipped if not reason.startswith(ALLOWED_SKIPS))
     _complaints.extend(f"left behind in {_SHM}: {name}" for name in sorted(_pipelines() - session.config.stash[_BEFORE]))

@@ -117,7 +117,7 @@ WHAT_DESTINATION_PORT, WHAT_PROTOCOL, WHAT_INPUT, WHAT_IP6, WHAT_TUNNEL, WHAT_US
 """Bits of `what`, from the source port on: ports, protocol, input (6 bits), IPv6 or not, TUNNEL_* (3 bits), always 1; and, no part of the
 key, TTL of the first packet."""
 
-UNDO = np.dtype([("entry", "<i8"), ("pad", "<i8", (7,)), ("was", "u1", (ENTRY.itemsize,))])
+UNDO = np.dtype([("entry", "<i8"), ("was", "u1", (ENTRY.itemsize,))])  # not padded: a block may write a thousand of them
 
 NAME = np.dtype(
     [("dns_type", "<u2"), ("dns_code", "u1"), ("kind", "u1"), ("len", "u1"), ("cut", "u1"), ("pad", "<u2"), ("text", f"S{NAME_BYTES + 8}")]

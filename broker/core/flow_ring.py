@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from broker.core import flow_layout as layout
 from broker.core.errors import PipelineError
 from broker.core.flow_layout import FlowSizes
-from broker.core.shm import map_file
+from broker.core.shm import Pipeline, map_file
 
 Rows = NDArray[np.void]
 
@@ -86,6 +87,32 @@ class RecordReader:
 
     def release(self, n: int) -> None:
         self._row["taken"] += n
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is in the file of a lane and nowhere else."""
+
+    flows: int = 0  # that have not ended
+    records: int = 0  # that nobody has taken
+    packets: int = 0  # of both
+
+    def __add__(self, other: Left) -> Left:
+        return Left(self.flows + other.flows, self.records + other.records, self.packets + other.packets)
+
+
+def left_of(pipeline: Pipeline) -> Left:
+    """When neither flows stages nor exporter are there any more: what is lost with the memory. PipelineError: it is damaged."""
+    lanes = [lane for lane in pipeline.lanes if flows_path(pipeline.directory, lane.number).exists()]
+    return sum((_left_in(FlowMemory(pipeline.directory, lane.number, lane.geometry.max_packets)) for lane in lanes), Left())
+
+
+def _left_in(memory: FlowMemory) -> Left:
+    row = memory.header[0]
+    live = memory.entries["what"] != 0
+    numbers = np.arange(int(row["taken"]), int(row["published"])) % memory.sizes.n_records
+    packets = int(memory.entries["packets"][live].sum()) + int(memory.records["packets"][numbers].sum())
+    return Left(int(live.sum()), len(numbers), packets)
 
 
 def exports_path(directory: Path) -> Path:

@@ -108,9 +108,12 @@ class Runner:
         )
 
     def _ring_fill(self) -> float:
-        cursors = self.memory.workers["cursor"]
-        first_send = self.memory.geometry.row("send", 0)
-        return float(int(cursors[0]) - int(cursors[first_send:].min())) / self.memory.geometry.n_blocks
+        g = self.memory.geometry
+        if self._reader is not None:
+            return (self.ring.backlog() - self.ring.seq) / g.n_blocks
+        # Only what is on its way: who reads beside the path is not helped by anything that is done to it.
+        cursors, first_send = self.memory.workers["cursor"], g.row("send", 0)
+        return float(int(cursors[0]) - int(cursors[first_send : first_send + g.n_send].min())) / g.n_blocks
 
     def _loop(self) -> None:
         ring, row, live = self.ring, self.row, self.live

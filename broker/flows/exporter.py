@@ -37,7 +37,8 @@ EVENTS = {
 
 MOST = 8192
 """Records that are taken out of a lane at once."""
-EVERY_S = 0.05
+EVERY_S, SOON_S = 0.05, 0.001
+"""How long it sleeps; after much has come, for a while, hardly: a stage that ends its flows waits for the room."""
 IGNORED = ("cut", "skipped")
 """Why IP packets are in no flow although they were meant to be. The other reasons are no loss."""
 SINKS_S = 3.0
@@ -76,6 +77,7 @@ class _Lane:
     def __init__(self, pipeline: Pipeline, number: int) -> None:
         memory = FlowMemory(pipeline.directory, number, pipeline.lanes[number].geometry.max_packets)
         self.number, self.reader = number, RecordReader(memory)
+        self.much = min(MOST, memory.sizes.n_records) // 2  # taken at once: there is no time to sleep
         self.expected = 0 if int(memory.header[0]["taken"]) == 0 else -1  # number of the next record; -1: not known
         self.known_below = 0  # records below it are in the spool
 
@@ -125,16 +127,21 @@ class Exporter:
     def run(self, stopping: Stopping) -> None:
         """Until told to stop; what is there then is handed over."""
         self._log.info("exporter_started", exports=sorted(self._sinks), store=self._flows.store.kind if self._flows.store else "")
+        awake_until = 0.0
         while not stopping.asked:
-            much = self.step()
-            stopping.sleep(0 if much else EVERY_S, [interest for sink in self._sinks.values() for interest in sink.fds()])
+            if self.step():
+                awake_until = time.monotonic() + EVERY_S
+            stopping.sleep(
+                SOON_S if time.monotonic() < awake_until else EVERY_S,
+                [interest for sink in self._sinks.values() for interest in sink.fds()],
+            )
         self.close()
 
     def step(self) -> bool:
         """Hand over what waits, up to MOST records a lane. There is more, or will be soon."""
         if self._following.changed():
             self._reload()
-        most = max([self._pass_on(lane) for lane in self._lanes], default=0)
+        much = [lane for lane in self._lanes if self._pass_on(lane) >= lane.much]
         now_ns = time.time_ns()
         for sink in self._sinks.values():
             sink.tick(now_ns)
@@ -142,7 +149,7 @@ class Exporter:
             if time.monotonic_ns() - self._metered_ns >= self._flows.meter_s * 1_000_000_000:
                 self._take_meters(self._spool)
             self._spool.tick(dict(self._context.inputs))
-        return most >= MOST // 2
+        return bool(much)
 
     def close(self) -> None:
         """All that is in the lanes now, and then the end of all sinks and of the spool."""

@@ -19,6 +19,7 @@ class Stopping:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload is the supervisor's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the supervisor holds it back from who is only starting
 
     def _ask(self, _number: int, _frame: Any) -> None:
         self.asked = True

@@ -21,12 +21,12 @@ from typing import Any
 
 from broker.core.errors import EXIT_CONFIG
 from broker.core.flow_model import Flows
-from broker.core.flow_ring import FlowMemory, RecordReader, flows_path
-from broker.core.shm import Pipeline
 from broker.supervisor import plan
 from broker.supervisor.processes import Process, attach, find
 
 MODULE = "broker.flows"
+ORDER = ("export", "store")
+"""In which they are stopped: who hands over before who takes."""
 
 
 @dataclass
@@ -34,6 +34,7 @@ class _Companion:
     process: Process
     child: subprocess.Popen[bytes] | None  # None: a former supervisor's
     since_ns: int
+    asked_to_stop: bool = False
 
 
 @dataclass
@@ -44,21 +45,10 @@ class _Book:
 
 
 def wanted(flows: Flows | None) -> tuple[str, ...]:
-    """Their names, in the order in which they are stopped: who hands over before who takes."""
+    """Their names."""
     if flows is None:
         return ()
-    return ("export", "store") if flows.store is not None else ("export",)
-
-
-def not_taken(pipeline: Pipeline) -> str:
-    """Records that are still in the lanes, in words, when nobody is left to take them; empty: none."""
-    records = packets = 0
-    for number, lane in enumerate(pipeline.lanes):
-        if flows_path(pipeline.directory, number).exists():
-            reader = RecordReader(FlowMemory(pipeline.directory, number, lane.geometry.max_packets))
-            rows = reader.read(reader.waiting)
-            records, packets = records + len(rows), packets + int(rows["packets"].sum())
-    return f"{records:,} records of flows ({packets:,} packets) went nowhere: no exporter took them" if records else ""
+    return ORDER if flows.store is not None else ORDER[:1]
 
 
 def end_all(name: str) -> None:
@@ -92,8 +82,9 @@ class Companions:
         for name, companion in list(self._running.items()):
             if not companion.process.alive():
                 self._ended(name, companion, now_ns)
-            elif name not in names:
+            elif name not in names and not companion.asked_to_stop:
                 companion.process.send(signal.SIGTERM)
+                companion.asked_to_stop = True
         for name in names:
             book = self._books.setdefault(name, _Book())
             if name not in self._running and not book.given_up and now_ns >= book.not_before_ns:
@@ -101,7 +92,12 @@ class Companions:
 
     def _start(self, name: str, now_ns: int) -> None:
         command = [sys.executable, "-I", "-m", MODULE, name, "--pipeline", self.name]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        # Asked to stop while it is starting it must not end, but hand over what is there: until it listens the signal waits.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._running[name] = _Companion(Process(child.pid), child, now_ns)
         self.log.info("companion_started", process=name, pid=child.pid)
 
@@ -109,6 +105,9 @@ class Companions:
         status = companion.child.wait() if companion.child else None
         companion.process.close()
         del self._running[name]
+        if companion.asked_to_stop:
+            self.log.info("companion_stopped", process=name, status=status)
+            return
         book = self._books.setdefault(name, _Book())
         if status == EXIT_CONFIG:
             book.given_up = True
@@ -133,11 +132,16 @@ class Companions:
             if name not in self._running
         ]
 
-    def stop(self, within_s: float) -> list[str]:
-        """One after the other: each hands over what is there. Returns those that had to be killed."""
+    def stop(self, flows: Flows | None, within_s: float) -> list[str]:
+        """One after the other: each hands over what is there, and one that has died is started for that once more. Returns those that had
+        to be killed."""
         killed = []
         until = time.monotonic() + within_s
-        for name in sorted(self._running, key=("export", "store").index):
+        for name in ORDER:
+            if name not in self._running:
+                if name not in wanted(flows) or name not in self._books or self._books[name].given_up:
+                    continue
+                self._start(name, time.monotonic_ns())
             companion = self._running.pop(name)
             companion.process.send(signal.SIGTERM)
             if not companion.process.wait(max(0.5, until - time.monotonic())):

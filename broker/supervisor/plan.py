@@ -8,7 +8,7 @@
 | drain | there, all upstream of it done | Stop (SIGTERM), once |
 | drain | there, every source finished or gone and nobody behind | Stop too: no order is needed where nothing is left |
 | drain | gone with work left, its back-off over | Start, then Stop |
-| drain | gone and nothing left for it | done |
+| drain | gone and nothing left for it | done; the flows stage only once it was asked to stop: without a block it still ends its flows |
 
 Started downstream first, drained upstream first. *Never*: two processes for one worker, a Start while one is being killed.
 """
@@ -32,6 +32,8 @@ STARTING_NS = 60 * SECOND_NS
 BACK_OFF_FIRST_S, BACK_OFF_LAST_S = 0.05, 5.0
 HEALTHY_NS = 10 * SECOND_NS
 """After so much health a worker's failures are forgotten."""
+
+READER = layout.STAGES[-1]
 
 UP = (layout.STATE_RUNNING, layout.STATE_FINISHED, layout.STATE_DRAINING)
 
@@ -176,13 +178,17 @@ def done(worker: WorkerId, seen: Seen, book: Book) -> bool:
     """Nothing more will or can be had from it in a drain. A capture that is gone is not brought back to take more."""
     if seen.pid:
         return False
-    return book.stopped or bool(book.given_up) or worker.kind == "capture" or not seen.behind
+    ended = book.stopped or bool(book.given_up)
+    if worker.kind == READER and book.was_up:
+        return ended
+    return ended or worker.kind == "capture" or not seen.behind
 
 
 def _drain(now_ns: int, seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, Book]) -> list[Action]:
     actions: list[Action] = []
     if quiet(seen):
-        return [Stop(w) for w, s in seen.items() if s.up and not books[w].asked_to_stop]
+        left = [w for w in seen if not seen[w].pid and not done(w, seen[w], books[w]) and now_ns >= books[w].not_before_ns]
+        return [*map(Start, left), *(Stop(w) for w, s in seen.items() if s.up and not books[w].asked_to_stop)]
     turn = next((kind for kind in STAGES if any(w.kind == kind and not done(w, seen[w], books[w]) for w in seen)), None)
     if turn is None:
         return actions

@@ -12,7 +12,7 @@ from typing import Any
 from broker.config.lanes import flow_sizes, geometry, lanes
 from broker.core.errors import PipelineError, TapmeshError
 from broker.core.flow_layout import flow_offsets
-from broker.core.flow_ring import create_exports, create_flows
+from broker.core.flow_ring import create_exports, create_flows, left_of
 from broker.core.generations import read_generation
 from broker.core.model import Config
 from broker.core.rule_counts import file_bytes
@@ -48,8 +48,9 @@ def look(name: str, log: Any) -> Running | None:
     if not pids:
         end_all(name)
         keep_of_dead(name)
+        lost = _flows_of_dead(name)
         remove_pipeline(name)
-        log.warning("left_overs_removed", directory=str(directory))
+        log.warning("left_overs_removed", directory=str(directory), **lost)
         return None
     try:
         pipeline = open_pipeline(name)
@@ -62,6 +63,15 @@ def look(name: str, log: Any) -> Running | None:
     clear(name)
     log.warning("left_overs_removed", directory=str(directory), pids=sorted(pids))
     return None
+
+
+def _flows_of_dead(name: str) -> dict[str, int]:
+    """What is lost of flows with its memory; nothing if nobody can tell."""
+    with contextlib.suppress(PipelineError):
+        left = left_of(open_pipeline(name))
+        if left.flows or left.records:
+            return {"lost_flows": left.flows, "lost_records": left.records, "lost_packets": left.packets}
+    return {}
 
 
 def clear(name: str) -> None:
@@ -93,7 +103,7 @@ def create(name: str, config: Config) -> Pipeline:
     rules = file_bytes(sum(len(m.rules) for m in config.maps), len(plan), config.stages.filter)
     metered = [sizes for g in geometries if (sizes := flow_sizes(config, g))]
     flows = sum(flow_offsets(sizes).file_bytes for sizes in metered)
-    check_room(shared_memory_root(), bytes_needed(geometries) + flows + 2 * rules, len(plan), config)  # twice while a reload goes on
+    check_room(shared_memory_root(), bytes_needed(geometries) + flows + 2 * rules, len(plan), config, flows)  # twice while a reload goes on
     try:
         pipeline = create_pipeline(name, geometries)
         for lane, sizes in enumerate(metered):
@@ -127,16 +137,18 @@ def _identity(path: str) -> tuple[int, int] | None:
     return (about.st_dev, about.st_ino) if stat.S_ISREG(about.st_mode) else None
 
 
-def check_room(root: Path, needed: int, n_lanes: int, config: Config) -> None:
-    """Refuse what does not fit before a single byte of it is taken: others live in this memory too."""
+def check_room(root: Path, needed: int, n_lanes: int, config: Config, n_flow_bytes: int = 0) -> None:
+    """Refuse what does not fit before a single byte of it is taken: others live in this memory too. `n_flow_bytes` of it are for flows."""
     try:
         space = os.statvfs(root)
     except OSError as error:
         raise TapmeshError(f"{root}: {error.strerror}: shared memory is needed there; or set TAPMESH_SHM to another tmpfs") from None
     free = space.f_bavail * space.f_frsize
     if free < needed + POLICY_BYTES:
+        flows = f"{n_flow_bytes / MIB:,.0f} MiB of flows, " if config.flows else ""
+        smaller = "flows.max_flows or flows.records" if 2 * n_flow_bytes > needed else "ring.blocks or ring.block_bytes"
         raise TapmeshError(
             f"{root} has {free / MIB:,.0f} MiB free, the pipeline needs {(needed + POLICY_BYTES) / MIB:,.0f} MiB "
-            f"({n_lanes} lane{'s' if n_lanes != 1 else ''} of {config.ring.blocks} blocks, and room for policies): "
-            f"make ring.blocks or ring.block_bytes smaller, or enlarge it: mount -o remount,size=SIZE {root}"
+            f"({n_lanes} lane{'s' if n_lanes != 1 else ''} of {config.ring.blocks} blocks, {flows}and room for policies): "
+            f"make {smaller} smaller, or enlarge it: mount -o remount,size=SIZE {root}"
         )

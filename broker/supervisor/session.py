@@ -15,16 +15,17 @@ import os
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from broker.core import layout
 from broker.core.errors import ConfigErrors, TapmeshError
+from broker.core.flow_ring import left_of
 from broker.core.model import Config
 from broker.core.shm import Pipeline, remove_pipeline
 from broker.supervisor import numbers, plan
-from broker.supervisor.companions import Companions, not_taken
+from broker.supervisor.companions import Companions
 from broker.supervisor.crew import Crew
 from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
@@ -292,10 +293,11 @@ class Session:
         self.host.quit()
         for process in self.crew.processes() if killed else []:
             process.wait(2.0)
-        if slow := self.companions.stop(COMPANIONS_S):
+        if slow := self.companions.stop(self.force.config.flows if self.force.config else None, COMPANIONS_S):
             self.log.error("companions_killed", processes=slow)
-        if left := not_taken(self.pipeline):
-            self.problems.append(left)
+        living = self.options.external_stages and any(p.alive() for p in self.crew.processes())
+        if not living:
+            self._tell_what_is_lost()
         snapshot = self.reader.take(self.force.names, rules=True)
         outcome = Outcome(
             snapshot,
@@ -308,7 +310,6 @@ class Session:
             self.signals.last if self._stopped else 0,
         )
         self.times.ended_ns = time.monotonic_ns()
-        living = self.options.external_stages and any(p.alive() for p in self.crew.processes())
         self.crew.close()
         if living:
             self.log.warning("pipeline_left", directory=str(self.pipeline.directory), reason="stages started by others still work on it")
@@ -316,6 +317,13 @@ class Session:
             self._keep_numbers()
             remove_pipeline(self.pipeline.name)
         return outcome
+
+    def _tell_what_is_lost(self) -> None:
+        left = left_of(self.pipeline)
+        if left.flows or left.records:
+            self.log.error("flows_lost", **asdict(left))
+            what = f"{left.flows:,} flows that had not ended, {left.records:,} records that no exporter took"
+            self.problems.append(f"lost: {what}, {left.packets:,} packets")
 
     def _keep_numbers(self) -> None:
         if self.options.until_finished or self.force.config is None:

@@ -31,7 +31,9 @@ EVENTS = PROBE_EVENTS | {
     "companion_died": "the exporter or the store of flow records ended without being asked; it is started again after the back-off",
     "companion_given_up": "it cannot work as it is configured and is not started again, before a reload",
     "companion_started": "the exporter or the store of flow records has been started",
+    "companion_stopped": "the configuration in force has no need of it any more",
     "companions_killed": "they were still there when the time to hand over was over",
+    "flows_lost": "flows that had not ended and records that no exporter took, at the end; with the packets that they tell of",
     "drain_begun": "nothing new is taken; each stage finishes what is ready",
     "generation_put": "capture stamps its next blocks with this configuration",
     "host_adopted": "the stage host of a former supervisor has been taken over",
@@ -60,6 +62,8 @@ EVENTS = PROBE_EVENTS | {
     "worker_up": "a worker is ready for blocks",
     "workers_killed": "workers were still there when the time to drain was over",
 }
+
+TOLD_OF_EXPORTS = ("records", "dropped_records", "dropped_packets", "dropped_bytes", "waiting_records")
 
 
 def supervise(config: Config, options: Options) -> Outcome:
@@ -154,4 +158,12 @@ def _made_anew(config: Config, options: Options, signals: Signals, log: Any) -> 
 def _report(outcome: Outcome, log: Any) -> None:
     ledger = outcome.ledger
     write = log.info if ledger.balanced and not ledger.in_flight else log.error
-    write("ledger_closed", balanced=ledger.balanced, faults=ledger.faults(), in_flight=ledger.in_flight, ledger=ledger.as_json(rules=False))
+    exports = {row["name"]: {key: row[key] for key in TOLD_OF_EXPORTS} for row in outcome.snapshot.exports}
+    write(
+        "ledger_closed",
+        balanced=ledger.balanced,
+        faults=ledger.faults(),
+        in_flight=ledger.in_flight,
+        ledger=ledger.as_json(rules=False),
+        **({"exports": exports} if exports else {}),
+    )

@@ -279,8 +279,11 @@ def clear_entry(entry: int) -> None:
 
 
 @kernel
-def sweep(table: int, n: int, most: int) -> int:
-    """Looks at `n` entries from the hand on, and ends `most` flows at most. Returns how many it has looked at."""
+def sweep(table: int, n: int, most: int, ahead_ns: int) -> int:
+    """Looks at `n` entries from the hand on, and ends `most` flows at most. Returns how many it has looked at.
+
+    A flow whose last packet lies more than `ahead_ns` in the future is over too: the clock has gone back.
+    """
     state, entries, max_flows, now = (
         load64(table + _STATE), load64(table + _ENTRIES_AT), load64(table + _MAX_FLOWS), load64(load64(table + _STATE) + _NOW),
     )  # fmt: skip
@@ -292,7 +295,7 @@ def sweep(table: int, n: int, most: int) -> int:
             if silent_ns > CLOSED_NS and is_closed(load16(entry + STATE_AT)):
                 end_flow(table, hand, hash_key(table, entry), END_SEEN)
                 ended += 1
-            elif silent_ns > idle_ns:
+            elif silent_ns > idle_ns or silent_ns < -ahead_ns:
                 end_flow(table, hand, hash_key(table, entry), END_IDLE)
                 ended += 1
         hand = hand + 1 if hand + 1 < max_flows else 0

@@ -15,7 +15,7 @@ one if it is a SYN, or comes CLOSED_NS later; `active_ns` after the first packet
 from __future__ import annotations
 
 from broker.core import layout
-from broker.core.flow_layout import END_ACTIVE, END_IDLE, END_SEEN, STATE, WHAT_PROTOCOL
+from broker.core.flow_layout import END_ACTIVE, END_IDLE, END_SEEN, ENTRY, FLOWS, STATE, TRANSACTION, WHAT_PROTOCOL
 from broker.core.metrics import index
 from stages.flows.index import WHAT, fetch_index, find_entry, hash_key, look_ahead, way_of
 from stages.flows.lifecycle import (
@@ -70,7 +70,10 @@ from stages.wire.key import KEY
 from stages.wire.parse import parse_packet
 from stages.wire.sampling import COMMON_KEY, sample_flow, sample_packet
 
+assert ENTRY.fields is not None
+assert FLOWS.fields is not None
 assert KEY.fields is not None
+assert TRANSACTION.fields is not None
 assert STATE.fields is not None
 assert TABLE.fields is not None
 assert layout.BLOCK.fields is not None
@@ -83,7 +86,10 @@ _ONE_IN, _BY_PACKET, _INNER, _FORWARDED, _USE_NAMES, _NUMBER = (
 _FRAGMENTS_AT, _IGNORED_AT, _KEY_AT, _SEEN_AT, _COUNTERS_AT, _CLOSER = (
     TABLE.fields[name][1] for name in ("fragments_at", "ignored_at", "key_at", "seen_at", "counters_at", "closer")
 )
+_HEADER_AT = TABLE.fields["header_at"][1]
 _NOW = STATE.fields["now_ns"][1]
+_UNDO = ENTRY.fields["undo"][1]
+_TRANSACTION = FLOWS.fields["transaction"][1] + TRANSACTION.fields["number"][1]
 _KEY_FLOW = KEY.fields["flow"][1]
 _PACKET_BYTES, _VERDICT_BYTES = layout.PACKET.itemsize, layout.VERDICT.itemsize
 _DATA_AT, _CAPLEN = layout.PACKET.fields["data_at"][1], layout.PACKET.fields["caplen"][1]
@@ -139,43 +145,30 @@ def _count_unmetered(counters: int, why: int) -> None:
 
 
 @kernel
-def _over(table: int, entry: int, ts: int, flags: int, way: int) -> int:
+def _over(entry: int, ts: int, flags: int, way: int, idle_ns: int, active_ns: int) -> int:
     """END_* if this packet does not belong to what the entry has counted so far; 0."""
     silent_ns = ts - load64(entry + LAST)
-    if silent_ns > load64(table + _IDLE_NS):
+    if silent_ns > idle_ns:
         return END_IDLE
     if is_closed(load16(entry + STATE_AT)) and (silent_ns > CLOSED_NS or flags & (SYN | ACK) == SYN):
         return END_SEEN
     is_full = load32(entry + PACKETS + 4 * way) == _MOST_PACKETS
-    return END_ACTIVE if is_full or ts - load64(entry + FIRST) >= load64(table + _ACTIVE_NS) else 0
+    return END_ACTIVE if is_full or ts - load64(entry + FIRST) >= active_ns else 0
 
 
 @kernel
-def _flow_of(table: int, seen: int, counters: int) -> int:
-    """The number of the entry << 1 | 1 if the packet goes from destination to source."""
-    entries, hashed, ahead = load64(table + _ENTRIES_AT), load64(seen + HASH), load64(seen + ENTRY_AHEAD)
-    found = -1
-    if ahead > 0:
-        way = way_of(entries + (ahead - 1) * ENTRY_BYTES, seen)
-        found = (ahead - 1) << 1 | way if way >= 0 else -1
-    if found < 0:
-        found = find_entry(table, hashed, seen)
-    flags = load16(seen + FLAGS)
-    if flags == NO_FLAGS:
-        flags = 0
-    if found >= 0:
-        number, way = found >> 1, found & 1
-        entry = entries + number * ENTRY_BYTES
-        over = _over(table, entry, load64(seen + TS), flags, way)
-        if over == 0:
-            return found
-        if over == END_ACTIVE:
-            save_entry(table, entry)
-            write_record(table, entry, END_ACTIVE)
-            clear_entry(entry)
-            store16(entry + STATE_AT, load16(entry + STATE_AT) | STATE_CONTINUED)
-            return found
-        end_flow(table, number, hashed, over)
+def _begin_another(table: int, seen: int, found: int, over: int, flags: int, counters: int) -> int:
+    """For a packet whose flow is not there (`found` < 0), or is `over`: what `find_entry` would say of its record."""
+    entries, hashed = load64(table + _ENTRIES_AT), load64(seen + HASH)
+    if over == END_ACTIVE:
+        entry = entries + (found >> 1) * ENTRY_BYTES
+        save_entry(table, entry)
+        write_record(table, entry, END_ACTIVE)
+        clear_entry(entry)
+        store16(entry + STATE_AT, load16(entry + STATE_AT) | STATE_CONTINUED)
+        return found
+    if over != 0:
+        end_flow(table, found >> 1, hashed, over)
     add64(counters + _NEW_FLOWS, 1)
     number = begin_flow(table, hashed, seen)
     entry = entries + number * ENTRY_BYTES
@@ -222,10 +215,26 @@ def _count_packet(entry: int, seen: int, way: int) -> None:
 
 
 @kernel
-def _meter_packet(table: int, seen: int, counters: int) -> None:
-    found = _flow_of(table, seen, counters)
-    way, entry = found & 1, load64(table + _ENTRIES_AT) + (found >> 1) * ENTRY_BYTES
-    save_entry(table, entry)
+def _meter_packet(
+    table: int, seen: int, counters: int, entries: int, idle_ns: int, active_ns: int, transaction: int, use_names: int
+) -> None:
+    """What is the same for all packets of a block comes in registers: read again for each, it would be a third of the work."""
+    ahead, flags, found, over = load64(seen + ENTRY_AHEAD), load16(seen + FLAGS), -1, 0
+    entry, way = entries + (ahead - 1) * ENTRY_BYTES, -1
+    if ahead > 0:
+        way = way_of(entry, seen)
+        found = (ahead - 1) << 1 | way
+    if way < 0:
+        found = find_entry(table, load64(seen + HASH), seen)
+        entry, way = entries + (found >> 1) * ENTRY_BYTES, found & 1
+    known_flags = 0 if flags == NO_FLAGS else flags
+    if found >= 0:
+        over = _over(entry, load64(seen + TS), known_flags, way, idle_ns, active_ns)
+    if found < 0 or over != 0:
+        found = _begin_another(table, seen, found, over, known_flags, counters)
+        entry, way = entries + (found >> 1) * ENTRY_BYTES, found & 1
+    if load32(entry + _UNDO) != transaction:
+        save_entry(table, entry)
     _count_packet(entry, seen, way)
     if load8(seen + IS_FRAGMENT):
         store16(entry + STATE_AT, load16(entry + STATE_AT) | STATE_FRAGMENTS)
@@ -235,11 +244,11 @@ def _meter_packet(table: int, seen: int, counters: int) -> None:
         return
     payload = l4 + 8
     if protocol == TCP:
-        if load16(seen + FLAGS) == NO_FLAGS:
+        if flags == NO_FLAGS:
             return
         payload = payload_of_tcp(seen)
         track_tcp(entry, seen, way, payload)
-    if load64(table + _USE_NAMES) and payload > 0 and payload < load32(seen + END):
+    if use_names and payload > 0 and payload < load32(seen + END):
         note_name(table, entry, protocol, what & 0xFFFFFFFF, at + payload, at + load32(seen + END), way)
 
 
@@ -249,6 +258,8 @@ def meter_block(table: int, block: int, max_packets: int, packets: int, verdicts
     n_packets = max(0, min(load64(block + _N_PACKETS), max_packets))
     key, rows, counters, state = load64(table + _KEY_AT), load64(table + _SEEN_AT), load64(table + _COUNTERS_AT), load64(table + _STATE)
     now, n_metered, n_bytes = load64(state + _NOW), 0, 0
+    entries, idle_ns, active_ns = load64(table + _ENTRIES_AT), load64(table + _IDLE_NS), load64(table + _ACTIVE_NS)
+    transaction, use_names = load64(load64(table + _HEADER_AT) + _TRANSACTION), load64(table + _USE_NAMES)
     for first in range(0, n_packets, CHUNK):
         n, chunk = min(CHUNK, n_packets - first), packets + first * _PACKET_BYTES
         for i in range(n):
@@ -268,7 +279,7 @@ def meter_block(table: int, block: int, max_packets: int, packets: int, verdicts
             now = load64(seen + TS)  # not the latest: the next file may have been captured before
             n_metered += 1
             n_bytes += load32(seen + N_BYTES)
-            _meter_packet(table, seen, counters)
+            _meter_packet(table, seen, counters, entries, idle_ns, active_ns, transaction, use_names)
         store64(state + _NOW, now)
     add64(counters + _METERED, n_metered)
     add64(counters + _METERED_BYTES, n_bytes)

@@ -10,7 +10,7 @@ Every captured packet is metered, or unmetered for a reason: not IP, IP header c
 records add up to what was metered of it.
 
 What a flow is, and when it ends: seen.py, meter.py, tcp.py. Time is that of the packets; with live inputs silence is measured by the clock.
-It skips blocks when they fill more than half of the ring (`overload: skip`), so that capture never waits long for it.
+It skips blocks when those that wait for it fill more than half of the ring (`overload: skip`), so that capture never waits long for it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ assert TRANSACTION.fields is not None
 assert STATE.fields is not None
 assert TABLE.fields is not None
 _HEADER_AT, _STATE_AT, _MAX_FLOWS = (TABLE.fields[name][1] for name in ("header_at", "state_at", "max_flows"))
+_IDLE_NS = TABLE.fields["idle_ns"][1]
 _NAMES_TAIL, _NAMES_LIMIT = TABLE.fields["names_tail"][1], TABLE.fields["names_limit"][1]
 _TRANSACTION, _SAVED, _PUBLISHED = (FLOWS.fields[name][1] for name in ("transaction", "saved", "published"))
 _OPEN, _NUMBER, _UNDONE = (_TRANSACTION + TRANSACTION.fields[name][1] for name in ("open", "number", "n_undo"))
@@ -35,6 +36,7 @@ _LIVE_FLOWS, _LIVE_NAMES, _LIVE_COUNTS = (8 * index("flows", name) for name in (
 _NUMBERS = (1 << 32) - 1
 _TURN_NS = 1_000_000_000
 _LEAST = 64
+_NEVER = 1 << 62
 
 
 @kernel
@@ -82,7 +84,8 @@ def _sweep_due(table: int, clock_ns: int) -> None:
         passed = _TURN_NS
     n = passed * max_flows // _TURN_NS
     if n >= _LEAST or passed == _TURN_NS:
-        sweep(table, n, SWEEP_MOST)
+        # Without a clock it may be the next file that was captured before.
+        sweep(table, n, SWEEP_MOST, load64(table + _IDLE_NS) if clock_ns != 0 else _NEVER)
         store64(state + _SWEPT, now)
 
 

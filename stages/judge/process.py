@@ -50,7 +50,7 @@ def serve() -> int:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nobody else's words among the answers
     judge = Judge(answers)
-    warm(judge.progress)
+    warm(judge.progress, ("filter", "encapsulate"))
     gc.disable()  # a pass over a policy of thousands of rules takes longer than an answer, and finds nothing
     judge.say({"event": "ready"})
     with open(0, "rb", buffering=0, closefd=False) as questions:

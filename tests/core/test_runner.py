@@ -18,9 +18,11 @@ from broker.core import layout
 from broker.core.generations import write_generation
 from broker.core.layout import Geometry
 from broker.core.metrics import index
-from broker.core.model import Config
+from broker.core.model import Config, Lane
 from broker.core.ring import read_counters
+from broker.core.runner import Runner
 from broker.core.shm import Pipeline, create_pipeline
+from stages import atomics
 from tests.waiting import DEADLINE_S, until
 
 WORKER = Path(__file__).with_name("fake_worker.py")
@@ -200,3 +202,23 @@ def test_an_idle_pipeline_sleeps(start: Callable[..., Processes]) -> None:
     before, since = live[:, parks].copy(), time.monotonic()
     until(lambda: time.monotonic() - since > 1.0, "a second")
     assert (live[:, parks] - before).max() <= 25
+
+
+class Named:
+    """As much of a stage as a runner looks at before it runs."""
+
+    def __init__(self, kind: str) -> None:
+        self.KIND = kind
+
+
+@pytest.mark.parametrize(("follows", "waits_for_it"), [(0, 0.5), (1, 0.25)])
+def test_how_full_the_ring_is_depends_on_who_asks(name: str, geometry: Geometry, follows: int, waits_for_it: float) -> None:
+    """What send has not done is nothing that a reader beside the path could skip; and what waits for that reader nothing to shed."""
+    pipeline = create_pipeline(name, [replace(geometry, n_blocks=8, n_filter=2, n_flows=1, flows_follow_filter=follows)])
+    lane = pipeline.lanes[0]
+    for (kind, _), row in zip(lane.geometry.workers, lane.workers, strict=True):
+        row["cursor"] = {"capture": 8, "filter": 6, "encapsulate": 3, "send": 1, "flows": 4}[kind]
+    asked = {kind: Runner(pipeline, Lane(0, ()), Named(kind), 0, atomics)._context() for kind in ("encapsulate", "flows")}  # type: ignore[arg-type]
+    assert {kind: context.ring_fill() for kind, context in asked.items()} == {"encapsulate": 7 / 8, "flows": waits_for_it}
+    lane.workers["cursor"][lane.geometry.row("send", 0)] = 8
+    assert {kind: context.ring_fill() for kind, context in asked.items()} == {"encapsulate": 0, "flows": waits_for_it}

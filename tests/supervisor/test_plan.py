@@ -208,3 +208,19 @@ def test_a_pipeline_that_was_never_started_is_drained():
     seen, books = dict.fromkeys((S, E, F, C), Seen()), dict.fromkeys((S, E, F, C), Book())
     assert plan.drained(seen, books)
     assert plan.decide(Phase.DRAIN, NOW, 0, seen, books) == []
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_drain_brings_a_flows_worker_back_that_died_while_it_ended_its_flows(quiet: bool):
+    flows = WorkerId(0, "flows", 0)
+    stopped = Book(was_up=True, stopped=True)
+    workers = {flows: (Seen(), Book(was_up=True, failures=1)), **dict.fromkeys((S, E, F, C), (Seen(), stopped))}
+    if not quiet:
+        workers[C] = (running(), UP)
+    seen, books = {w: s for w, (s, _) in workers.items()}, {w: b for w, (_, b) in workers.items()}
+    assert not plan.drained(seen, books)
+    assert Start(flows) in decide(workers, Phase.DRAIN)
+    assert decide(workers | {flows: (Seen(), Book(was_up=True, not_before_ns=NOW + 1))}, Phase.DRAIN) == ([] if quiet else [Stop(C)])
+    assert decide(workers | {flows: (running(), UP)}, Phase.DRAIN) == [Stop(flows if quiet else C)]
+    assert plan.drained({flows: Seen()}, {flows: stopped})
+    assert plan.drained({flows: Seen()}, {flows: Book()})

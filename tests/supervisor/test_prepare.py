@@ -10,11 +10,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from broker.core import log
 from broker.core.errors import TapmeshError
-from broker.core.layout import TOOL_DEAD, TOOLS
+from broker.core.flow_layout import WHAT_USED, FlowSizes
+from broker.core.flow_model import Flows
+from broker.core.flow_ring import FlowMemory, create_flows
+from broker.core.layout import TOOL_DEAD, TOOLS, Geometry
 from broker.core.model import Config, Group, Input, Tool
-from broker.core.shm import pipeline_directory
+from broker.core.shm import create_pipeline, pipeline_directory
 from broker.supervisor import prepare
 from broker.supervisor.health import group_troubles, interface_troubles
 from broker.supervisor.lock import AlreadyRunningError, hold, lock_path
@@ -72,6 +77,24 @@ def test_too_little_shared_memory_is_told_with_what_to_do(shm: Path, monkeypatch
         f"{shm} has 16 MiB free, the pipeline needs 17 MiB (2 lanes of {config.ring.blocks} blocks, and room for policies)"
     )
     assert f"mount -o remount,size=SIZE {shm}" in str(told.value)
+
+
+def test_if_flows_take_most_of_it_they_are_what_should_be_smaller(shm: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=16, f_frsize=1024 * 1024))
+    config = Config("n", (Input("a", "pcap"),), (), (), flows=Flows(max_flows=1_000_000))
+    with pytest.raises(TapmeshError, match=r"1 lane of 16 blocks, 14\d MiB of flows, .*: make flows.max_flows or flows.records smaller"):
+        prepare.create("none", config)
+
+
+def test_flows_that_everybody_has_left_are_told_of_before_they_go(name: str):
+    pipeline = create_pipeline(name, [Geometry(n_flows=1)])
+    create_flows(pipeline.directory, 0, FlowSizes(64, 16, 64, 1024))
+    entries = FlowMemory(pipeline.directory, 0, 1024).entries
+    entries["what"][3], entries["packets"][3] = 1 << WHAT_USED, (5, 2)
+    with capture_logs() as told:
+        assert prepare.look(name, log.get()) is None
+    assert [entry["event"] for entry in told] == ["left_overs_removed"]
+    assert (told[0]["lost_flows"], told[0]["lost_records"], told[0]["lost_packets"]) == (1, 0, 7)
 
 
 def test_a_missing_root_of_shared_memory_is_told(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,21 @@ def test_after_too_long_a_silence_it_is_another_flow(tmp_path: Path, gap_s: floa
     rows = meter(tmp_path, [(packet, 0.0), (packet, gap_s)])
     assert [(int(r["end"]), int(r["packets"][0])) for r in rows] == [(layout.END_IDLE, 1)] * (n - 1) + [(layout.END_FORCED, 3 - n)]
     assert not rows["flags"].any()
+
+
+@pytest.mark.parametrize(("live", "n"), [(True, 1), (False, 0)])
+def test_of_live_inputs_flows_end_also_when_the_clock_has_gone_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool, n: int
+) -> None:
+    """By an hour: till it is that late again they would be in the way of others. The next file may be an older one."""
+    metering = Meter(tmp_path)
+    metering.stage._live = live
+    metering.packets([p.udp_frame(A, 1, B, 2)])
+    monkeypatch.setattr(time, "time_ns", lambda: NOON_NS - 3600 * SECOND_NS)
+    metering.packets([(p.udp_frame(A, 3, B, 4), -3600.0)])
+    rows = metering.take()
+    assert [(row["source_port"], row["end"]) for row in rows] == [(1, layout.END_IDLE)] * n
+    assert metering.count("live_flows") == 2 - n
 
 
 def test_a_long_flow_is_told_in_parts_that_add_up(tmp_path: Path) -> None:
