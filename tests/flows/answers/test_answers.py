@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -219,6 +220,17 @@ def test_what_is_sampled_is_told_with_every_answer(tmp_path: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["sampled_records"] == 1
     assert main([*words, "dst net 10.0.0.3"]) == 0
     assert "sampled" not in capsys.readouterr().out
+
+
+def test_what_memory_does_not_hold_goes_where_nobody_else_can_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = Store(tmp_path)
+    (made,) = tmp_path.iterdir()
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert store.run("SELECT current_setting('temp_directory')") == [(str(made),)]
+    del store
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
