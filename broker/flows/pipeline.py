@@ -17,8 +17,8 @@ from broker.core.model import Config
 from broker.core.shm import Pipeline
 
 STORE_ROW = "store"
-"""Of `exports`. The exporter writes dropped_* and waiting_records, the store process all others: `sequence` is how many records have
-expired, `sequence_b` how many bytes the store holds."""
+"""Of `exports`. The exporter writes dropped_* and, while it lives, waiting_records, the store process all others: `sequence` is how many
+records have expired, `sequence_b` how many bytes the store holds."""
 
 
 def spool_directory(store: Store) -> Path:

@@ -135,6 +135,7 @@ MISTAKES = (
     (("forecast", "--store", "/", "uplink"), "'uplink' is neither 'store' nor known in that time, which has: nothing"),
     (("access", "--store", "/", "10.0.0.1", "--port", "443 or udp"), "--port: '443 or udp': expected one address, net"),
     (("access", "--store", "/", "10.0.0.1", "--parquet", "/nowhere/a.parquet"), "/nowhere/a.parquet: "),
+    (("forecast", "--store", "/", "uplink", "--ahead", "9999w"), "--ahead: at most 730 days"),
     (("access", "--store", "/", "example.com"), "expression:1:9: unknown name 'example.com'"),
 )  # fmt: skip
 

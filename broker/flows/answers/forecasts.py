@@ -18,6 +18,7 @@ from broker.flows.answers.times import DAY_NS, HOUR_NS, Period, iso
 STORE = "store"
 _DAILY_FROM_NS = 120 * DAY_NS  # what is longer is looked at by days
 _UNKNOWN_MOST = 0.2
+_AHEAD_MOST_NS = 730 * DAY_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ def forecast(store: Store, period: Period, name: str, links: list[Subject], capa
     """`name`: of a link, an input, a tool (`input:NAME`, `tool:NAME` where several have it), or `store`. TapmeshError: there is
     none of that name, or too little is known of it."""
     step_ns = DAY_NS if period.to_ns - period.from_ns > _DAILY_FROM_NS else HOUR_NS
+    if ahead_ns > _AHEAD_MOST_NS:
+        raise TapmeshError(f"--ahead: at most {_AHEAD_MOST_NS // DAY_NS} days can be said anything of")
     history = _history(store, steps_of(period, step_ns), step_ns, name, links, capacities)
     day = DAY_NS // history.step_ns
     found = holt_winters.forecast(history.values, max(1, ahead_ns // history.step_ns), day, [s for s in (day, 7 * day) if s > 1])

@@ -29,6 +29,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
         raise TapmeshError("pictures are drawn with matplotlib, which is not installed: pip install 'tapmesh[flows]'") from None
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "tapmesh"  # the same answer, the same file
+    matplotlib.rcParams["text.parse_math"] = False  # names come from the traffic, and a $ in one is no formula
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
@@ -194,7 +195,7 @@ def forecast(path: Path, title: str, history: Any, found: Any) -> None:
     highest = max(float(history.values.max()), float(found.path.high.max()))
     if history.capacity and history.capacity < 3 * highest:
         level(axes, history.capacity, "full", RED, "--", "bottom")
-    axes.set_ylim(0, 1.08 * max(highest, history.capacity if history.capacity < 3 * highest else 0))
+    axes.set_ylim(0, 1.08 * max(highest, history.capacity if history.capacity < 3 * highest else 0) or 1)
     axes.margins(x=0)
     ticks(axes.yaxis, history.kind)
     dates(axes)

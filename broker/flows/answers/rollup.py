@@ -1,8 +1,9 @@
 """What each address sent and got in an hour, kept beside the records of that hour, so that a day need not be read again for who has most.
 
 A rollup is exact for as long as it counts: its name is a digest of the names of the files that it was made of, and what a stored file holds
-never changes. When a file comes, or files are merged, the next question makes it anew. It is only made of an hour that no file has come
-to for a while, and where we may write; without it the records are read.
+never changes. When a file comes, or files are merged, it is made anew: by the store, an hour after the other when it has nothing else to
+do, or by the next question. It is only made of an hour that no file has come to for a while, and where we may write; without it the records
+are read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.config.records.conditions import quoted
@@ -54,7 +55,7 @@ def _found(store: Store, period: Period) -> tuple[list[Path], str | None]:
     rollups, read = [], list[Path]()
     for hour in sorted({path.parent for path in whole}):
         files = [path for path in whole if path.parent == hour]
-        rollup = made(store, hour, files)
+        rollup = made(store.run, store.io_error, hour, files)
         if rollup is None:
             read += files
         else:
@@ -62,10 +63,14 @@ def _found(store: Store, period: Period) -> tuple[list[Path], str | None]:
     return rollups, store.records(read, edges, period) if read or edges else None
 
 
-def made(store: Store, hour: Path, files: Sequence[Path]) -> Path | None:
-    """The rollup of these files, all of an hour."""
+def path_of(hour: Path, files: Sequence[Path]) -> Path:
     digest = hashlib.sha256("\n".join(sorted(path.name for path in files)).encode()).hexdigest()[:32]
-    path = hour / f"{PREFIX}{digest}.parquet"
+    return hour / f"{PREFIX}{digest}.parquet"
+
+
+def made(run: Callable[[str], object], io_error: type[Exception], hour: Path, files: Sequence[Path]) -> Path | None:
+    """The rollup of these files, all of an hour. `run`: SQL, with DuckDB, which raises `io_error` for a file that has gone."""
+    path = path_of(hour, files)
     if path.exists():
         return path
     try:
@@ -73,10 +78,13 @@ def made(store: Store, hour: Path, files: Sequence[Path]) -> Path | None:
         if time.time() - newest < SETTLED_S or not os.access(hour, os.W_OK):
             return None
         scratch = hour / f"{PREFIX}{os.getpid()}.part"
-        store.run(f"COPY ({_rolled(store.records(list(files), [], None))}) TO {quoted(str(scratch))} (FORMAT parquet, COMPRESSION snappy)")
+        records = f"(SELECT * FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}], hive_partitioning = false))"
+        run(f"COPY ({_rolled(records)}) TO {quoted(str(scratch))} (FORMAT parquet, COMPRESSION snappy)")
+        with scratch.open("rb") as file:  # it must not have its name and no content after a power cut
+            os.fsync(file.fileno())
         os.utime(scratch, (newest, newest))  # by its youngest file the hour is known to be old
         scratch.rename(path)
-    except (OSError, store.io_error):
+    except (OSError, io_error):
         return None
     for other in hour.glob(f"{PREFIX}*.parquet"):
         if other != path:

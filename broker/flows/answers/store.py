@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,8 +48,10 @@ class Store:
             raise TapmeshError(f"{directory}: {error.strerror}") from None
         self.directory = directory
         self._duckdb = import_duckdb()
-        spilled = Path(tempfile.gettempdir()) / f"tapmesh-flows-{os.getpid()}"  # made if need be, and removed in the end
-        settings = {"temp_directory": str(spilled), "autoinstall_known_extensions": False}  # nothing is loaded from the network
+        # For what memory does not hold: ours alone, because a name that can be guessed could be somebody else's already.
+        spilled = tempfile.mkdtemp(prefix="tapmesh-flows-")
+        weakref.finalize(self, shutil.rmtree, spilled, ignore_errors=True)
+        settings = {"temp_directory": spilled, "autoinstall_known_extensions": False}  # nothing is loaded from the network
         self._connection: duckdb.DuckDBPyConnection = self._duckdb.connect(":memory:", config=settings)
         self.run("SET preserve_insertion_order = false")  # answers are ordered by what they are about
         self.run("SET TimeZone = 'UTC'")

@@ -13,16 +13,19 @@ written a second time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
 from broker.core import log
+from broker.flows.answers import rollup
 from broker.flows.store import duck, hours
 
 EVENTS = {
     "hour_merged": "small files of an hour have become one",
     "hour_not_merged": "one of its files cannot be read; all stay as they are",
+    "hour_not_rolled_up": "there is not enough memory for all its addresses; a question that needs that does it",
 }
 
 SETTLED_S = 300.0
@@ -38,14 +41,14 @@ class Compaction:
         self._left_alone: set[Path] = set()
 
     def tend(self) -> None:
-        """Merge the files of one hour, if there is one to be, and remove what was replaced long ago. OSError, duckdb.Error."""
+        """Merge the files of one hour or roll it up, if there is one to be; remove what was replaced long ago. OSError, duckdb.Error."""
         now = time.time()
         merged = False
         for table in ("flows", "meters"):
             for _, hour in hours.hours(self._directory / table):
                 _clear(hour, now)
                 if not merged:
-                    merged = self._merge(hour, now)
+                    merged = self._merge(hour, now) or (table == "flows" and self._roll_up(hour))
 
     def _merge(self, hour: Path, now: float) -> bool:
         if hour in self._left_alone:
@@ -77,6 +80,22 @@ class Compaction:
         self._log.info("hour_merged", hour=str(hour), files=len(chosen), bytes_before=n_bytes, bytes=(hour / name).stat().st_size)
         return True
 
+    def _roll_up(self, hour: Path) -> bool:
+        """What each address had in it, so that no question has to wait for that."""
+        found = hours.current(hour)
+        if not found or hour in self._left_alone or rollup.path_of(hour, found).exists():
+            return False
+        if sum(path.stat().st_size for path in found) > MOST_BYTES:  # it would hold up what comes; who asks can wait
+            return False
+        import duckdb
+
+        try:
+            return rollup.made(self._connection.execute, duckdb.IOException, hour, found) is not None
+        except duckdb.Error as error:  # more addresses than we may have memory for: a question has more
+            self._left_alone.add(hour)
+            self._log.warning("hour_not_rolled_up", hour=str(hour), reason=str(error))
+            return False
+
 
 def _stood_for(hour: Path, names: set[str]) -> set[str]:
     return set().union(*(hours.replaced_by(hour, name) or () for name in names if name.endswith(hours.MERGED)))
@@ -93,3 +112,7 @@ def _clear(hour: Path, now: float) -> None:
                 (hour / f"{name}.replaces").unlink(missing_ok=True)
     for scratch in hour.glob(".*.tmp"):
         scratch.unlink()
+    for scratch in hour.glob(f"{rollup.PREFIX}*.part"):
+        with contextlib.suppress(FileNotFoundError):  # who asks may be done with it, or have died
+            if now - scratch.stat().st_mtime >= hours.GRACE_S:
+                scratch.unlink()

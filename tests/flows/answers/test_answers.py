@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ from broker.cli import flows_output
 from broker.cli.main import main
 from broker.config.records.expression import where
 from broker.core.errors import TapmeshError
+from broker.flows.answers import plots
 from broker.flows.answers.access import access
 from broker.flows.answers.answer import Answer
 from broker.flows.answers.gaps import gaps
@@ -218,6 +220,24 @@ def test_what_is_sampled_is_told_with_every_answer(tmp_path: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["sampled_records"] == 1
     assert main([*words, "dst net 10.0.0.3"]) == 0
     assert "sampled" not in capsys.readouterr().out
+
+
+def test_what_memory_does_not_hold_goes_where_nobody_else_can_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = Store(tmp_path)
+    (made,) = tmp_path.iterdir()
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert store.run("SELECT current_setting('temp_directory')") == [(str(made),)]
+    del store
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
+    """Who asks for such a name must not keep others from a picture."""
+    write(tmp_path, [Record("10.0.0.1", "10.0.0.2", name="$\\foo$")])
+    plots.draw(top(Store(tmp_path), ALL, "true", "name", ["bytes"], 9), tmp_path / "p.svg")
+    assert (tmp_path / "p.svg").stat().st_size
 
 
 def test_services_of_icmp_are_its_types(tmp_path: Path) -> None:

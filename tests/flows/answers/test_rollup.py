@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from broker.core import flow_model
 from broker.flows.answers import rollup
 from broker.flows.answers.answer import Answer
 from broker.flows.answers.store import Store
 from broker.flows.answers.times import Period
 from broker.flows.answers.top import OF, top
+from broker.flows.store.parquet import ParquetStore
 from tests.flows.answers.records import DAY, HOUR, S, some, write
 
 ALL = Period(DAY * S, DAY * S + 3 * HOUR)
@@ -55,6 +57,18 @@ def test_answers_are_the_same_with_rollups_as_without(directory: Path) -> None:
     assert all(path.stat().st_mtime == DAY for path in rollups(directory))
 
 
+def test_the_store_makes_them_before_anybody_asks(directory: Path) -> None:
+    plain = answers(directory)
+    settle(directory)
+    kept = ParquetStore(flow_model.Store(directory=str(directory), keep_days=0), "n1", tend_s=0)
+    for n in (1, 2, 3, 3):  # one hour at a time
+        kept.tend()
+        assert len(rollups(directory)) == n
+    made = [path.stat().st_ino for path in rollups(directory)]
+    assert answers(directory) == plain
+    assert [path.stat().st_ino for path in rollups(directory)] == made
+
+
 def test_a_file_that_comes_later_is_counted(directory: Path) -> None:
     settle(directory)
     before = answers(directory)
@@ -90,4 +104,4 @@ def test_an_hour_that_goes_while_it_is_rolled_up_is_read_again(directory: Path) 
     hour = next((directory / "flows").glob("*/*"))
     files = list(hour.glob("*.parquet"))
     shutil.rmtree(hour)
-    assert rollup.made(Store(directory), hour, files) is None
+    assert rollup.made(Store(directory).run, OSError, hour, files) is None
