@@ -61,12 +61,11 @@ def _path(size: str, capture: Path, n: int, turns: int, directory: Path) -> Row:
     plain.write_text(programs.config_text(capture, TOOL, workload.terms(N_RULES)))
     metered.write_text(plain.read_text() + _FLOWS)
     rates: dict[Path, list[float]] = {plain: [], metered: []}
-    for _ in range(turns + 1):
+    for _ in range(turns):
         for config, found in rates.items():
             programs.touch_memory(directory, capture.stat().st_size)
-            run = _replay(config, capture, directory)
-            found.append(n / (float(str(run["wall_s"])) - float(str(run["start_up_s"]))))
-    without, with_flows = (statistics.median(found[1:]) for found in rates.values())
+            found.append(float(str(_replay(config, capture, directory)["packets_per_s"])))
+    without, with_flows = (statistics.median(found) for found in rates.values())
     ratios = {"without flows": with_flows / without}
     return Row("meters", f"{size}, packet path with flows", with_flows, "packets/s", ratios, {"packets": n})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that stands for /dev/shm."""
-    monkeypatch.setenv("TAPMESH_SHM", str(tmp_path))
-    return tmp_path
+def shm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory that stands for /dev/shm. Its name is short: paths of sockets end after 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="tapmesh-test-") as directory:
+        monkeypatch.setenv("TAPMESH_SHM", directory)
+        yield Path(directory)
 
 
 @pytest.fixture

@@ -46,9 +46,8 @@ class Context:
     tickets_at: int  # TICKET[2 * n_blocks] of this lane
     progress_at: int  # int64 in the worker's row, see layout.WORKER
     lanes_total: int = 1
-    ring_fill: Callable[[], float] = lambda: (
-        0.0
-    )  # 0..1: of the ring, blocks that are not sent yet; of who reads beside it, that wait for it
+    # 0..1, of the ring: blocks that are not sent yet; for who reads beside the path, those that wait for it
+    ring_fill: Callable[[], float] = lambda: 0.0
     cursor: int = 0  # the block that it does next
     tool_state: NDArray[np.int64] = field(default_factory=lambda: np.zeros(TOOLS, np.int64))  # shared; TOOL_*
 

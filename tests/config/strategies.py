@@ -187,7 +187,8 @@ def some_flows(draw: st.DrawFn, inputs: list[str], with_tools: bool) -> Flows:
 
     made = tuple(draw(exports(name, n)) for n, name in enumerate(named()))
     some_inputs = st.lists(st.sampled_from(inputs), min_size=1, unique=True).map(lambda found: {"inputs": tuple(found)})
-    matched = expressions.filter(bool).map(lambda text: {"match": text})
+    of_records = ["tcp", "net 10.0.0.0/8 and port 5432", "port 53 or portrange 80-443", "src host 2001:db8::1", "bytes > 1000", "vlan 7"]
+    matched = st.sampled_from(of_records).map(lambda text: {"match": text})
     sites = named()
     return Flows(
         of=draw(st.sampled_from(["captured", "forwarded"] if with_tools else ["captured"])),
