@@ -29,6 +29,7 @@ _STATE_AT, _N_FLOWS = TABLE.fields["state_at"][1], STATE.fields["n_flows"][1]
 SOURCE_HIGH, SOURCE_LOW, DESTINATION_HIGH, DESTINATION_LOW, WHAT, LINK = (8 * n for n in range(6))
 
 _SPREAD_A, _SPREAD_B = 0x2D358DCCAA6C78A5, 0x0BB67AE8584CAA73  # odd
+_PROBES = 3
 _ENTRY_BITS = 24
 _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 _KEY_MASK = (1 << WHAT_TTL) - 1
@@ -80,7 +81,10 @@ def way_of(entry: int, key: int) -> int:
 
 @kernel
 def fetch_index(table: int, hashed: int) -> None:
-    prefetch(load64(table + _INDEX_AT) + 8 * _home(hashed, load64(table + _N_INDEX)))
+    """The line that a search begins in, and the next one if it is likely to end there."""
+    at = load64(table + _INDEX_AT) + 8 * _home(hashed, load64(table + _N_INDEX))
+    prefetch(at)
+    prefetch(at + 8 * _PROBES)
 
 
 @kernel

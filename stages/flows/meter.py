@@ -99,7 +99,7 @@ _NOT_IP, _CUT, _SAMPLED, _UNWANTED, _SKIPPED = (
     8 * index("flows", f"unmetered_{name}") for name in ("not_ip", "cut", "sampled", "unwanted", "skipped")
 )
 
-CHUNK = 128
+CHUNK = 64
 _AHEAD = 12  # packets: how far the fetch of packet bytes runs before their use
 _MOST_PACKETS = (1 << 32) - 1  # of a direction, in one record
 _MOST_BYTES = 65_535
