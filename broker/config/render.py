@@ -63,7 +63,7 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own", "dedicated")}
     if value.kind == "tunnel":
         given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
         given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}

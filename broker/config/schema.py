@@ -72,6 +72,9 @@ class AfPacketInput(Part):
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
     capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+    dedicated: Annotated[bool, TRUTH] = Field(
+        _INPUT["dedicated"], description="nothing else on this host wants what arrives there: it ends behind the capture"
+    )
 
 
 class TunnelInput(Part):

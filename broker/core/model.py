@@ -27,6 +27,7 @@ class Input:
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
     capture_own: bool = False  # take packets of our own tunnels too
+    dedicated: bool = False  # nothing else on this host wants what arrives there
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
     listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE
@@ -307,6 +308,7 @@ class Lane:
     inputs: tuple[Input, ...]
     fanout_group: int = 0
     fanout_size: int = 1
+    member: int = 0  # which of its input's lanes
 
     @property
     def is_live(self) -> bool:

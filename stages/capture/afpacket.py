@@ -14,6 +14,8 @@ A kernel block is given back when the batch with its packets has been published,
 the statistics (seen_packets - captured - all dropped); what came after that reading and before the next worker opened is not known |
 | the interface goes down | nothing; the kernel attaches the socket again when it comes up |
 | the interface vanishes | what came before is given; then it is looked for with a growing interval, and opened when it is back |
+
+On a dedicated interface frames end behind the tap (`ingress_drop.py`); the first lane sees to it whenever it opens the interface.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ from broker.core import log
 from broker.core.batch import Batch
 from broker.core.metrics import index
 from broker.core.stage import Context, Generation
+from stages.capture import ingress_drop
 from stages.capture.afpacket_kernels import RING, copy_packets, give_back
 from stages.capture.breaker import Breaker
-from stages.capture.errors import AbsentError
+from stages.capture.errors import AbsentError, SourceError
 from stages.capture.own import own_table
 from stages.capture.packet_socket import RETIRE_MS, PacketSocket, Statistics
 
@@ -41,6 +44,9 @@ EVENTS = {
     "interface_down": "the interface is down; captured again when it comes up",
     "interface_failed": "the packet socket reports an error",
     "interface_lost": "the interface is gone; looked for until it is back",
+    "ingress_drop_failed": "frames on a dedicated interface go on to the IP stack, or have ended there and still do: the reason says why",
+    "ingress_drop_refused": "the interface is not captured as a dedicated one: something on this host lives from what arrives there",
+    "ingress_drop_removed": "what an earlier broker had installed is taken away: frames go on to the IP stack again",
     "interface_returned": "the interface is back and captured again",
 }
 
@@ -90,6 +96,9 @@ class Interface:
                 raise
             self._log.warning("interface_lost")
             self._retry_later()
+        except SourceError:
+            self.close()
+            raise
 
     def _count_restart(self) -> None:
         """What the worker before me had been given by the kernel and did not publish."""
@@ -113,6 +122,33 @@ class Interface:
         self._poll = select.poll()
         self._poll.register(socket.fileno(), select.POLLIN)
         self._is_down, self._gone_ns, self._retry_ns, self.due_ns = False, 0, _RETRY_MIN_NS, 0
+        if not self._context.lane.member:
+            self._settle_ingress()
+
+    def _settle_ingress(self) -> None:
+        """Have frames end behind the tap, or go on, whatever an earlier worker has left there. SourceError at the very start."""
+        name = self._input.interface
+        try:
+            use = ingress_drop.use_of(name) if self._input.dedicated else ""
+            if self._input.dedicated and not use:
+                ingress_drop.install(name)
+            elif ingress_drop.remove(name):
+                self._log.info("ingress_drop_removed")
+        except OSError as error:
+            self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
+            return
+        if use and self._context.epoch == 1:
+            raise SourceError(name, None, f"it cannot be dedicated, for this host would be cut off from it: {use}")
+        if use:
+            self._log.warning("ingress_drop_refused", reason=use)
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self._input.dedicated and not self._context.lane.member:
+            try:
+                ingress_drop.remove(self._input.interface)
+            except OSError as error:
+                self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
 
     @property
     def wait_fd(self) -> int:
@@ -121,7 +157,7 @@ class Interface:
     def stop(self) -> None:
         self._stopped_ns = self._stopped_ns or time.monotonic_ns()
         if self._socket is None:
-            self.finished = True
+            self._finish()
         else:
             self._socket.reject_all()
 
@@ -136,7 +172,7 @@ class Interface:
         while not looked and self._stopped_ns:
             if self._settled(self._stopped_ns):
                 self._detach()
-                self.finished = True
+                self._finish()
                 return 0
             self._poll.poll(RETIRE_MS)
             looked = self._take(batch)
