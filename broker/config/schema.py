@@ -72,6 +72,10 @@ class AfPacketInput(Part):
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
     capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+    prefilter: Annotated[Literal["auto", "on", "off"], choice("auto", "on", "off")] = Field(
+        _INPUT["prefilter"], description="let the kernel leave out what no map can want; auto: when capture cannot keep up"
+    )
+    shed: Annotated[bool, TRUTH] = Field(_INPUT["shed"], description="leave out whole flows when the kernel's ring overflows")
     dedicated: Annotated[bool, TRUTH] = Field(
         _INPUT["dedicated"], description="nothing else on this host wants what arrives there: it ends behind the capture"
     )

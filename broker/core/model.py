@@ -28,6 +28,8 @@ class Input:
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
     capture_own: bool = False  # take packets of our own tunnels too
     dedicated: bool = False  # nothing else on this host wants what arrives there
+    prefilter: Literal["auto", "on", "off"] = "auto"  # let the kernel leave out what no map can want; auto: when capture cannot keep up
+    shed: bool = True  # when that is not enough: whole flows, before the kernel's ring overflows
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
     listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE

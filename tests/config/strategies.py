@@ -227,7 +227,8 @@ def configs(draw: st.DrawFn) -> Config:
         kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
         if kind == "afpacket":
             sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
-            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own", "dedicated")}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own", "dedicated", "shed")}
+            switches["prefilter"] = draw(st.sampled_from(["auto", "on", "off"]))
             inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
         elif kind == "tunnel":
             inputs.append(draw(endpoints(name, n)))
