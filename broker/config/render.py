@@ -63,7 +63,7 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        keys = ("kind", "interface", "promiscuous", "ring_bytes", "capture_own", "dedicated", "prefilter", "shed")
+        keys = ("kind", "interface", "promiscuous", "ring_bytes", "latency_ms", "capture_own", "dedicated", "prefilter", "shed")
         return {key: getattr(value, key) for key in keys}
     if value.kind == "tunnel":
         given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}

@@ -26,6 +26,7 @@ class Input:
     interface: str = ""  # afpacket
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
+    latency_ms: int = 16  # after which the kernel hands over a block that is not full
     capture_own: bool = False  # take packets of our own tunnels too
     dedicated: bool = False  # nothing else on this host wants what arrives there
     prefilter: Literal["auto", "on", "off"] = "auto"  # let the kernel leave out what no map can want; auto: when capture cannot keep up

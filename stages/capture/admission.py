@@ -3,8 +3,8 @@
 | seen | becomes |
 |---|---|
 | half of the kernel's ring waits to be taken, or it has overflowed | the prefilter is on, if there is one (`prefilter: auto`) |
-| it has overflowed in a window, although that is on | fewer flows are kept: as many as would have fitted, less a tenth |
-| a window without either | an eighth more flows, until all are kept |
+| it has overflowed in a window, although that is on | fewer flows are kept: as many as would have fitted, less a twentieth |
+| a window without either | a thirty-second more flows, until all are kept: the ring hides for a third of a second that it is too many |
 | all flows kept and no pressure for CALM_NS | the prefilter is off |
 
 A ring that overflows loses packets of every flow; flows that are shed are lost whole, and the others are whole.
@@ -19,7 +19,7 @@ from stages.capture.socket_filter import SHARES
 WINDOW_NS = 100_000_000
 CALM_NS = 60_000_000_000
 FEWEST = SHARES // 64
-_MORE = SHARES // 256
+_MORE = SHARES // 512
 
 EVENTS = {
     "prefilter_on": "capture cannot keep up: the kernel leaves out what no rule can be about",
@@ -55,9 +55,9 @@ class Admission:
         if n_lost > 0 or crowded:
             self._pressed_ns = now_ns
         if n_lost > 0 and self._may_shed:
-            return self._keep(max(FEWEST, self.kept * (n_seen - n_lost) * 9 // (n_seen * 10)))
+            return self._keep(max(FEWEST, self.kept * (n_seen - n_lost) * 19 // (n_seen * 20)))
         if self.kept < SHARES and not crowded:
-            return self._keep(min(SHARES, self.kept + self.kept // 8 + _MORE))
+            return self._keep(min(SHARES, self.kept + self.kept // 32 + _MORE))
         if self._auto and self.prefiltering and self.kept == SHARES and now_ns - self._pressed_ns >= CALM_NS:
             self._log.info("prefilter_off")
             self.prefiltering = False

@@ -41,7 +41,7 @@ from stages.capture.afpacket_kernels import RING, copy_packets, give_back
 from stages.capture.breaker import Breaker
 from stages.capture.errors import AbsentError, SourceError
 from stages.capture.own import own_table
-from stages.capture.packet_socket import RETIRE_MS, PacketSocket, Statistics
+from stages.capture.packet_socket import PacketSocket, Statistics
 from stages.capture.socket_filter import program
 
 EVENTS = {
@@ -204,7 +204,7 @@ class Interface:
                 self._detach()
                 self._finish()
                 return 0
-            self._poll.poll(RETIRE_MS)
+            self._poll.poll(self._input.latency_ms)
             looked = self._take(batch)
         if not looked:
             self._when_idle()
@@ -244,7 +244,7 @@ class Interface:
     def _settled(self, since_ns: int) -> bool:
         """Nothing more will come out of the ring: its open block has had the time to be handed over, and nothing is missing."""
         age_ns = time.monotonic_ns() - since_ns
-        return age_ns > _SETTLE_NS or (age_ns > 2 * RETIRE_MS * _MS and self._in_ring <= 0)
+        return age_ns > _SETTLE_NS or (age_ns > 2 * self._input.latency_ms * _MS and self._in_ring <= 0)
 
     def _detach(self) -> None:
         assert self._socket is not None

@@ -36,9 +36,6 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 BLOCK_BYTES = 256 * 1024  # larger ones fall out of the second-level cache; a super-frame has 64 KiB
 _MIN_BLOCK_BYTES = 128 * 1024
 _FRAME_BYTES = 2048  # means nothing in version 3, but has to divide the block
-RETIRE_MS = 16
-"""A kernel block that is not full is handed over so long after its first packet. Each block wakes every stage, whose code has meanwhile
-left the caches: shorter costs CPU (at 8 a tenth more per packet, `python -m bench live`), longer only delays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ class PacketSocket:
         self.n_blocks = max(input_.ring_bytes // self.block_bytes, 2)
         n_frames = self.block_bytes // _FRAME_BYTES * self.n_blocks
         sock.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
-        ring = struct.pack("7I", self.block_bytes, self.n_blocks, _FRAME_BYTES, n_frames, RETIRE_MS, 0, 0)
+        ring = struct.pack("7I", self.block_bytes, self.n_blocks, _FRAME_BYTES, n_frames, input_.latency_ms, 0, 0)
         sock.setsockopt(_SOL_PACKET, _RX_RING, ring)
         sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
         if input_.promiscuous:

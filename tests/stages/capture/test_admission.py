@@ -56,7 +56,7 @@ def test_flows_are_shed_when_the_prefilter_is_not_enough_and_come_back() -> None
         assert pressed.window(dropped=500)
         assert pressed.state == (True, 1.0)
         assert pressed.window(dropped=500)
-        assert pressed.state == (True, 0.45)
+        assert pressed.state == (True, 0.47)
         shares = []
         while pressed.window():
             shares.append(pressed.state[1])
@@ -79,7 +79,7 @@ def test_the_prefilter_goes_after_a_minute_without_pressure() -> None:
 def test_without_a_prefilter_to_switch_on_flows_are_shed_at_once(prefilter: str, has: bool) -> None:
     pressed = Pressed(prefilter, has_prefilter=has)
     assert pressed.window(dropped=500)
-    assert pressed.state == (prefilter == "on", 0.45)
+    assert pressed.state == (prefilter == "on", 0.47)
 
 
 def test_some_flows_are_always_kept_and_none_is_shed_if_it_must_not_be() -> None:
