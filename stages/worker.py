@@ -11,7 +11,6 @@ from broker.core.errors import EXIT_CONFIG, PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.runner import Runner
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
-from stages import atomics
 from stages.registry import create
 
 _PR_SET_NAME = 15  # linux/prctl.h
@@ -33,6 +32,8 @@ def await_pipeline(name: str, wait_s: float) -> Pipeline:
 def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     """Run until drained. Returns the exit status: 0, or EXIT_CONFIG when starting it again would be of no use."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
+    from stages import atomics  # a kernel may be imported once all are compiled: `warm`
+
     runner = None
     try:
         config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"]), rules=False).config
