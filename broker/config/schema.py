@@ -123,7 +123,8 @@ class TunnelTool(RemotePart):
             raise scalars.Wrong(reason, ("tunnel", key))
         if self.backend == "segment" and self.tunnel.kind not in model.UDP_PORTS:
             raise scalars.Wrong(
-                f"only what leaves over UDP can be sent in runs, and {self.tunnel.kind} does not, expected auto or socket", ("backend",)
+                f"only what leaves over UDP can be sent in runs, and {self.tunnel.kind} does not, expected auto, packet or socket",
+                ("backend",),
             )
         return self
 

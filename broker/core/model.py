@@ -44,7 +44,7 @@ UDP_PORTS = {"gre-udp": 4754, "vxlan": 4789, "geneve": 6081}
 
 TunnelKind = Literal["gre", "nvgre", "gre-ip", "erspan1", "erspan2", "erspan3", "vxlan", "geneve", "gre-udp"]
 
-Backend = Literal["auto", "socket", "segment"]
+Backend = Literal["auto", "socket", "segment", "packet"]
 """How the frames of a tunnel are handed to the kernel, see `stages/send/backends.py`."""
 
 

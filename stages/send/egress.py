@@ -128,8 +128,8 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, backend_chosen, tool_one_port, tool_not_segmented, tool_down, tool_full, tool_refused, tool_unheard, file_failed,
-    file_started_anew, file_finished, file_not_removed, reader_joined, reader_left, reader_refused.
+    Events: tool_opened, backend_chosen, tool_one_port, tool_not_segmented, tool_by_ip, tool_down, tool_full, tool_refused, tool_unheard,
+    file_failed, file_started_anew, file_finished, file_not_removed, reader_joined, reader_left, reader_refused.
     """
 
     def __init__(self, log: Any, tool: Tool) -> None:

@@ -203,6 +203,16 @@ def fill_messages(job: int, first: int) -> int:
 
 
 @kernel
+def longest_frame(rows_at: int, n_rows: int, frames_at: int) -> int:
+    """Bytes, outer header and all."""
+    longest = 0
+    for k in range(n_rows):
+        frame = frames_at + load32(rows_at + 4 * k) * FRAME_BYTES
+        longest = max(longest, load16(frame + FRAME_HEADER_LEN) + load32(frame + FRAME_DATA_LEN))
+    return longest
+
+
+@kernel
 def find_run(job: int, done: int) -> None:
     """The first run that is not done, and its socket."""
     runs_at, run = load64(job + _RUNS_AT), load64(job + _RUN)

@@ -166,6 +166,13 @@ class SocketEgress(DatagramEgress):
         if one_port and not self._tunnel.source_port and len(self._all()) == 1:
             self._notices.warn("tool_one_port", "raw sockets need CAP_NET_RAW", **self._where)
 
+    @property
+    def source(self) -> bytes:
+        """The outer source address, packed; empty while no socket is open."""
+        if self._socket is None:
+            return b""
+        return ipaddress.ip_address(self._socket.getsockname()[0]).packed
+
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
         unheard = int(self._counters[UNHEARD])
         super().send(batch, rows_at, n_rows, progress)
