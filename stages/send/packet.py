@@ -1,4 +1,4 @@
-"""Tunnels to the wire as whole Ethernet frames (packet(7)): past the IP layer, at half its cost. Needs CAP_NET_RAW.
+"""Tunnels to the wire as whole Ethernet frames (packet(7)): past the IP layer, at two thirds of the cost. Needs CAP_NET_RAW.
 
 The outer IP header is the one that encapsulate has written; the Ethernet header comes before it. Where a frame goes the kernel's tables
 say (`next_hop`), which are looked at when the kernel has news of them, and twice a second. The queueing discipline of the interface is

@@ -22,7 +22,7 @@ from stages.send import kernels
 from stages.send.kernels import JOB, RUN, offset_of
 
 SOCKETS = 8  # at most: measured against one, IMIX costs a third more, with 16 twice as much
-FLOWS = 1024  # more: fewer flows that share a slot, and memory that is touched for each frame
+FLOWS = 4096  # fewer: more flows share a slot, and runs are shorter; more: no longer, and more of the cache is used
 LENGTHS = 512  # open runs, by socket and length; where two meet, the later one stays open
 MOST_FRAMES = 64  # UDP_MAX_SEGMENTS, net/ipv4/udp.c: 64 in all kernels that have it
 MOST_BYTES = 65_487  # RFC 8200 payload length, less what IPv6 and UDP headers take
@@ -43,7 +43,7 @@ _SOCKET, _SEGMENT_LEN, _COUNT, _AT = (offset_of(_BEGUN, f) for f in _BEGUN.names
 _BEGUN_BYTES, _RUN_BYTES = _BEGUN.itemsize, RUN.itemsize
 _ROWS_AT, _N_ROWS, _FRAMES_AT, _SKIP = (offset_of(JOB, f) for f in ("rows_at", "n_rows", "frames_at", "skip"))
 _RUN_FD, _RUN_END, _RUN_SEGMENT_LEN = (offset_of(RUN, f) for f in ("fd", "end", "segment_len"))
-_FLOW_SHIFT, _SOCKET_SHIFT = 4, 11  # the bits of a slot hold those of the socket: one slot, one socket
+_FLOW_SHIFT, _SOCKET_SHIFT = 2, 11  # the bits of a slot hold those of the socket: one slot, one socket
 
 
 @kernel

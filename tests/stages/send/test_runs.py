@@ -103,7 +103,7 @@ def fewest_calls(frames: list[Frame]) -> int:
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(
-        st.builds(Frame, st.integers(0, 12).map(lambda n: n << 4), st.sampled_from([60, 61, 600, 900])), min_size=1, max_size=MOST_ROWS
+        st.builds(Frame, st.integers(0, 12).map(lambda n: n << 2), st.sampled_from([60, 61, 600, 900])), min_size=1, max_size=MOST_ROWS
     )
 )
 def test_runs_are_as_long_as_the_rule_allows(frames: list[Frame]) -> None:
