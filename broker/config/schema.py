@@ -129,6 +129,11 @@ class TunnelTool(RemotePart):
     def _readable(self) -> Self:
         for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
             raise scalars.Wrong(reason, ("tunnel", key))
+        if self.backend == "segment" and self.tunnel.kind not in model.UDP_PORTS:
+            raise scalars.Wrong(
+                f"only what leaves over UDP can be sent in runs, and {self.tunnel.kind} does not, expected auto, packet or socket",
+                ("backend",),
+            )
         return self
 
 
