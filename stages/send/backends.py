@@ -4,7 +4,9 @@
 |---|---|---|
 | `socket` (`sockets`) | every tunnel | the whole way through the IP layer and the queue, each one |
 | `packet` (`packet`) | every tunnel whose next hop is on Ethernet | the queue and the driver, each one |
-| `segment` (`segments`) | over UDP | the whole way once for a run of equal length |
+| `segment` (`segments`) | over UDP, not numbered | the whole way once for a run of equal length |
+
+Runs of several flows overtake one another, and RFC 2890 section 2.2 would have a receiver discard what comes out of sequence.
 
 `auto` takes the lowest row that works here, and says which and why (`backend_chosen`). A packet socket goes past what firewalls and
 IPsec do with packets that leave; so where there are such rules (`passed_by`), or nobody can see whether there are, `auto` leaves it alone.
@@ -39,9 +41,12 @@ def make_tunnel_egress(tool: Tool, context: Context, scratch: Scratch, log: Any)
 def choose(tool: Tool) -> tuple[str, str]:
     """(backend, why) of a tool behind a tunnel."""
     assert tool.tunnel is not None
-    if tool.tunnel.udp_port and knows_segments():
+    tunnel = tool.tunnel
+    if tunnel.udp_port and knows_segments() and not tunnel.sequence:
         return "segment", "over UDP frames of one length leave in runs"
-    hop = find_next_hop(tool.tunnel)
+    if tunnel.udp_port and ":" in tunnel.remote:
+        return "socket", "over IPv6 the kernel computes the UDP checksum"
+    hop = find_next_hop(tunnel)
     if isinstance(hop, NoHop) and not hop.passing:
         return "socket", hop.reason
     if passed_by := rules_passed_by():

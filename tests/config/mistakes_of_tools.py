@@ -71,6 +71,8 @@ OF_TOOLS: list[tuple[str, ...]] = [
      "6:51: tools.ids.tunnel: unknown key 'rule'; expected one of kind, remote, source, interface, ttl, dscp, df, source_port, udp_checksum, vni, generation, port"),
     ("remote: 192.0.2.9, key: 7}}", "remote: 192.0.2.9, key: 7}, backend: segment}",
      "6:66: tools.ids.backend: only what leaves over UDP can be sent in runs, and gre does not, expected auto, packet or socket"),
+    ("{kind: gre, remote: 192.0.2.9, key: 7}}", "{kind: gre-udp, remote: 192.0.2.9, sequence: true}, backend: segment}",
+     "6:78: tools.ids.backend: runs would bring numbered packets out of sequence, expected auto, packet or socket"),
     ("remote: 192.0.2.9, key: 7}}", "remote: 192.0.2.9, key: 7}, backend: fast}",
      "6:66: tools.ids.backend: unknown word 'fast', expected auto, socket, segment or packet"),
     ("remote: 192.0.2.9, key: 7}}", "remote: 192.0.2.9, key: 7}, receiver: suricat}",

@@ -107,7 +107,7 @@ def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
     made = draw(st.sampled_from(["pcap", "pcapng"]))
     if kind == "tunnel":
         tunnel = draw(tunnels())
-        backends = ["auto", "socket", "packet"] + (["segment"] if tunnel.udp_port else [])
+        backends = ["auto", "socket", "packet"] + (["segment"] if tunnel.udp_port and not tunnel.sequence else [])
         return Tool(name, tunnel=tunnel, receiver=draw(st.sampled_from(["", "tshark"])), backend=draw(st.sampled_from(backends)))
     if kind == "interface":
         return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))

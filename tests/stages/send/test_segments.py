@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,10 +156,21 @@ def test_progress_is_never_behind_what_was_handed_over(receiver: socket.socket, 
 # ---- auto
 
 
-@pytest.mark.parametrize(("kind", "known", "backend"), [("vxlan", True, "segment"), ("vxlan", False, "socket"), ("gre", True, "socket")])
-def test_auto_says_what_it_takes_and_why(kind: str, known: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "remote", "options", "known", "backend"),
+    [
+        ("vxlan", "127.0.0.1", {}, True, "segment"),
+        ("vxlan", "127.0.0.1", {}, False, "socket"),
+        ("gre-udp", "127.0.0.1", {"sequence": True}, True, "socket"),
+        ("gre-udp", "::1", {"sequence": True}, True, "socket"),
+        ("gre", "127.0.0.1", {}, True, "socket"),
+    ],
+)
+def test_auto_says_what_it_takes_and_why(
+    kind: str, remote: str, options: dict[str, Any], known: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backends, "knows_segments", lambda: known)
-    tool = gre_tool(0, kind, "127.0.0.1", backend="auto")
+    tool = gre_tool(0, kind, remote, backend="auto", **options)
     with capture_logs() as logs:
         Sender(tool)
     (chosen,) = (line for line in logs if line["event"] == "backend_chosen")
