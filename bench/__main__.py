@@ -10,7 +10,7 @@ from bench.report import line
 
 BENCHES = (
     "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "memory",
-    "startup", "live",
+    "startup", "runs", "live",
 )  # fmt: skip
 
 

@@ -95,14 +95,14 @@ def nothing(wires: Wires, _directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def c_broker(mode: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def c_broker(mode: str, *options: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     @contextlib.contextmanager
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         program = directory / "cbroker"
         if not program.exists():
             programs.run(["cc", "-O3", "-march=native", "-w", "-o", str(program), str(C_SOURCE)])
         wires.drop_at_ingress()
-        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE]
+        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE, *options]
         with background(pinned(wires.command(wires.b, command))) as running:
             yield running
 
@@ -140,7 +140,7 @@ def mirred(wires: Wires, directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def ours(tunnel: str, backend: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     """The broker with one worker of each stage and one tool."""
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]
         lines = [
             "node: bench",
             "inputs: {span: {kind: afpacket, interface: b0}}",
-            f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}}}}}",
+            f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}, backend: {backend}}}}}",
             "maps:",
             "  - name: selected",
             "    rules:",

@@ -84,7 +84,7 @@ def _tool(value: Tool) -> dict[str, Any]:
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
     receiver = {"receiver": value.receiver} if value.receiver else {}
-    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, "backend": value.backend, **health}
 
 
 def _bare(value: Tool) -> dict[str, Any]:

@@ -129,6 +129,11 @@ class TunnelTool(RemotePart):
     def _readable(self) -> Self:
         for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
             raise scalars.Wrong(reason, ("tunnel", key))
+        if self.backend == "segment" and self.tunnel.kind not in model.UDP_PORTS:
+            reason = f"only what leaves over UDP can be sent in runs, and {self.tunnel.kind} does not"
+            raise scalars.Wrong(f"{reason}, expected auto, packet or socket", ("backend",))
+        if self.backend == "segment" and getattr(self.tunnel, "sequence", False):
+            raise scalars.Wrong("runs would bring numbered packets out of sequence, expected auto, packet or socket", ("backend",))
         return self
 
 

@@ -48,6 +48,9 @@ UDP_PORTS = {"gre-udp": 4754, "vxlan": 4789, "geneve": 6081}
 
 TunnelKind = Literal["gre", "nvgre", "gre-ip", "erspan1", "erspan2", "erspan3", "vxlan", "geneve", "gre-udp"]
 
+Backend = Literal["auto", "socket", "segment", "packet"]
+"""How the frames of a tunnel are handed to the kernel, see `stages/send/backends.py`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
@@ -202,6 +205,7 @@ class Tool:
     segment_bytes: int = 1500  # the longest IP packet that is not taken for a super-frame
     oversize: Literal["fragment", "slice", "drop"] = "fragment"
     mtu_bytes: int = 0  # of the path; 0: what the route says
+    backend: Backend = "auto"  # of tunnels
     health: Health | None = None
     format: Literal["pcap", "pcapng"] = "pcap"  # of file, rotation and stream
     rotation: Rotation | None = None

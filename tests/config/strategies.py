@@ -106,7 +106,9 @@ def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
     kind = draw(st.sampled_from(["tunnel", "file", "rotation", "interface", "stream"]))
     made = draw(st.sampled_from(["pcap", "pcapng"]))
     if kind == "tunnel":
-        return Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"])))
+        tunnel = draw(tunnels())
+        backends = ["auto", "socket", "packet"] + (["segment"] if tunnel.udp_port and not tunnel.sequence else [])
+        return Tool(name, tunnel=tunnel, receiver=draw(st.sampled_from(["", "tshark"])), backend=draw(st.sampled_from(backends)))
     if kind == "interface":
         return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))
     if kind == "file":
