@@ -9,7 +9,7 @@ import sys
 from bench.report import line
 
 BENCHES = (
-    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "memory",
+    "replay", "peers", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "memory",
     "startup", "live",
 )  # fmt: skip
 

@@ -55,9 +55,9 @@ class Side:
     rate: float = 0.0  # packets per second; 0: as the others
 
 
-def other_hosts() -> list[tuple[str, int]]:
+def other_hosts(n: int = N_RULES - 2) -> list[tuple[str, int]]:
     """Hosts and ports of the rules that match nothing."""
-    return [(f"100.64.{i // 250}.{i % 250 + 1}", 1000 + i) for i in range(N_RULES - 2)]
+    return [(f"100.64.{i // 250}.{i % 250 + 1}", 1000 + i) for i in range(n)]
 
 
 def pinned(words: Sequence[str]) -> list[str]:

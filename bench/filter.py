@@ -10,11 +10,9 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from bench import programs, workload
 from bench.judging import BLOCK_PACKETS, Judging, Policy, blocks
-from bench.libpcap import Program
+from bench.libpcap import Program, lay_out
 from bench.report import Row
 from broker.core.batch import Batch
 from broker.core.model import Config, Input, Map, Rule, Tool
@@ -81,9 +79,7 @@ def _run(policy: Policy, batches: Sequence[Batch], n_packets: int, seconds: floa
 def _libpcap_ns(texts: Sequence[str], packets: Sequence[bytes], seconds: float) -> float:
     """ns per packet of libpcap's interpreter, the median of its rounds."""
     program = Program(texts)
-    data = np.frombuffer(b"".join(packets), np.uint8)
-    lengths = np.array([len(packet) for packet in packets])
-    addresses = int(data.ctypes.data) + np.cumsum(lengths) - lengths
+    data, addresses, lengths = lay_out(packets)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:

@@ -24,6 +24,7 @@ needs_tcpdump = pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpd
 
 NEEDS = {
     "replay": needs_tcpdump,
+    "peers": (needs_tcpdump, libpcap.needs_libpcap),
     "filter": needs_tcpdump,
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
@@ -46,7 +47,7 @@ def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
 def test_an_unknown_bench_is_refused_in_words() -> None:
     run = subprocess.run([sys.executable, "-m", "bench", "nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
-    assert "no bench is called nonsense; there are replay, filter" in run.stderr
+    assert "no bench is called nonsense; there are replay, peers, filter" in run.stderr
 
 
 @needs_tcpdump
