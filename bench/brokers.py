@@ -147,26 +147,32 @@ def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         wires.drop_at_ingress()
         config = directory / "live.yaml"
-        rules = [f"host {host} and port {port}" for host, port in other_hosts()] + [f"net {NET}", f"vlan and net {NET}"]
-        lines = [
-            "node: bench",
-            "inputs: {span: {kind: afpacket, interface: b0}}",
-            f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}}}}}",
-            "maps:",
-            "  - name: selected",
-            "    rules:",
-            *(f'      - pass: "{rule}"' for rule in rules),
-            "    to: [out]",
-        ]
-        config.write_text("\n".join(lines) + "\n")
+        config.write_text(agent_config(tunnel))
         with programs.agent(config, pinned(wires.command(wires.b, []))) as process:
-            pipeline = _when_up(process)
+            pipeline = when_up(process)
             yield Running(lambda: programs.family(process.pid), lambda: _stages(pipeline))
 
     return start
 
 
-def _when_up(process: subprocess.Popen[bytes]) -> Pipeline:
+def agent_config(tunnel: str) -> str:
+    """Of an agent with one tool."""
+    rules = [f"host {host} and port {port}" for host, port in other_hosts()] + [f"net {NET}", f"vlan and net {NET}"]
+    lines = [
+        "node: bench",
+        "inputs: {span: {kind: afpacket, interface: b0}}",
+        f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}}}}}",
+        "maps:",
+        "  - name: selected",
+        "    rules:",
+        *(f'      - pass: "{rule}"' for rule in rules),
+        "    to: [out]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def when_up(process: subprocess.Popen[bytes]) -> Pipeline:
+    """Of the agent, once every worker runs."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(PipelineError, OSError):

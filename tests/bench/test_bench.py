@@ -14,6 +14,7 @@ from bench import workload
 from bench.__main__ import BENCHES
 from bench.replay import count_packets
 from tests import libpcap
+from tests.bench.limited import needs_limits
 from tests.classbench import needs_rule_sets
 from tests.netns import needs_root
 
@@ -29,6 +30,7 @@ NEEDS = {
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
     "live": (pytest.mark.root, needs_root),
+    "small": (pytest.mark.root, needs_root, needs_limits),
 }
 
 
