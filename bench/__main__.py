@@ -10,7 +10,7 @@ from bench.report import line
 
 BENCHES = (
     "replay", "peers", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "growth",
-    "memory", "startup", "live", "small",
+    "scaling", "memory", "startup", "live", "small",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""``python -m bench.alone CAPTURE CONFIG OUT N_BLOCKS``: the four stages in one process, one behind the other, over N_BLOCKS blocks.
+"""``python -m bench.alone CAPTURE CONFIG OUT N_BLOCKS [wait]``: the four stages in one process, one behind the other.
 
-What the pipeline takes beyond it is the price of having four processes. OUT is a file. Prints one JSON line: packets, frames, cpu_ns in
-all, and the time of each stage. With as many blocks as a ring has, each block is as cold as it is there.
+What the pipeline takes beyond it is the price of having four processes. OUT is a file. They work in N_BLOCKS blocks in turn: with as many
+as a ring has, each block is as cold as it is there. `wait`: it says `ready` when all is open, and goes on with a line of standard input.
+Prints one JSON line: packets and frames; CPU and wall time of all, and the time of each stage, in ns.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +45,7 @@ class Timed:
         return n
 
 
-def run(capture: Path, config_path: Path, out: Path, n_blocks: int) -> dict[str, Any]:
+def run(capture: Path, config_path: Path, out: Path, n_blocks: int, ready: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """CPU time from the second block to the last: with the first, kernels are loaded. The capture has to fill more than one."""
     config = replayed(check.load(config_path), [Play(str(capture))], out.parent, None)
     config = replace(config, tools=tuple(replace(tool, file=str(out)) for tool in config.tools))
@@ -60,20 +62,28 @@ def run(capture: Path, config_path: Path, out: Path, n_blocks: int) -> dict[str,
         n_first = int(next(played).block["n_frames"][0])
         for stage in timed:
             stage.spent_ns = 0
-        began = time.process_time_ns()
+        ready()
+        began, wall_ns = time.process_time_ns(), time.monotonic_ns()
         for batch in played:
             packets += int(batch.block["n_packets"][0])
             frames += int(batch.block["n_frames"][0])
-        spent = time.process_time_ns() - began
+        spent, wall_ns = time.process_time_ns() - began, time.monotonic_ns() - wall_ns
         chain.close()
         delivered = sum(int(chain.contexts[-1].counters[index("send", "delivered_frames") + tool.slot]) for tool in config.tools)
     if delivered != n_first + frames:
         raise RuntimeError(f"{delivered} of {n_first + frames} frames were delivered")
-    return {"packets": packets, "frames": frames, "cpu_ns": spent, "stages_ns": {stage.KIND: stage.spent_ns for stage in timed}}
+    stages_ns = {stage.KIND: stage.spent_ns for stage in timed}
+    return {"packets": packets, "frames": frames, "cpu_ns": spent, "wall_ns": wall_ns, "stages_ns": stages_ns}
+
+
+def _wait() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 if __name__ == "__main__":
     quiet_logs()
     log.configure()
     warm(lambda line: print(line, file=sys.stderr))
-    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
+    capture, config, out, n_blocks, *waits = sys.argv[1:]
+    print(json.dumps(run(Path(capture), Path(config), Path(out), int(n_blocks), _wait if waits else lambda: None)))

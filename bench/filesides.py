@@ -92,16 +92,9 @@ def ours(name: str, chosen: Sequence[str]) -> Side:
     detail: dict[str, Any] = {}
 
     def run(work: Work, out: Path) -> float:
-        config, directory = work.directory / "bench.yaml", work.directory / "out"
+        config = work.directory / "bench.yaml"
         config.write_text(programs.config_text(work.capture, TOOL, chosen))
-        directory.mkdir()
-        try:
-            (directory / "out.pcap").symlink_to(out)  # a replay names its files itself
-            command = [*programs.TAPMESH, "replay", str(work.capture), "--config", str(config), "--out", str(directory)]
-            whole = programs.run(work.pinned(command))
-            figures = json.loads((directory / "run.json").read_text())
-        finally:
-            shutil.rmtree(directory)
+        figures, whole = replay(work, config, out, work.pinned([]))
         ns = 1e9 * float(figures["cpu_s"]) / work.n_packets
         stages = {kind: round(1e9 * stage["cpu_s"] / work.n_packets, 1) for kind, stage in figures["stages"].items()}
         detail.update(
@@ -113,13 +106,26 @@ def ours(name: str, chosen: Sequence[str]) -> Side:
     return Side(name, run, detail=detail)
 
 
+def replay(work: Work, config: Path, out: Path, prefix: Sequence[str]) -> tuple[dict[str, Any], programs.Cost]:
+    """(run.json of a replay that writes to `out`, what all its processes cost)."""
+    directory = work.directory / "out"
+    directory.mkdir()
+    try:
+        (directory / "out.pcap").symlink_to(out)  # a replay names its files itself
+        whole = programs.run([*prefix, *programs.TAPMESH, "replay", str(work.capture), "--config", str(config), "--out", str(directory)])
+        figures: dict[str, Any] = json.loads((directory / "run.json").read_text())
+        return figures, whole
+    finally:
+        shutil.rmtree(directory)
+
+
 def one_process(name: str, chosen: Sequence[str], n_blocks: int = RING_BLOCKS) -> Side:
     detail: dict[str, Any] = {}
 
     def run(work: Work, out: Path) -> float:
         config = work.directory / "bench.yaml"
         config.write_text(programs.config_text(work.capture, TOOL, chosen))
-        said = _told(work.pinned([sys.executable, "-m", "bench.alone", str(work.capture), str(config), str(out), str(n_blocks)]))
+        said = told(work.pinned([sys.executable, "-m", "bench.alone", str(work.capture), str(config), str(out), str(n_blocks)]))
         detail.update(stages_ns={kind: round(ns / said["packets"], 1) for kind, ns in said["stages_ns"].items()})
         return float(said["cpu_ns"]) / float(said["packets"])
 
@@ -152,13 +158,13 @@ def python(kind: str, n: int) -> Side:
     def run(work: Work, out: Path) -> float:
         capture = work.first(FIRST[kind])
         command = [sys.executable, "-m", "bench.pyfile", kind, str(capture), str(out), json.dumps(other_hosts(n - 1))]
-        said = _told(work.pinned(command))
+        said = told(work.pinned(command))
         return float(said["cpu_ns"]) / float(said["packets"])
 
     return Side(kind, run, missing(modules=(kind,)))
 
 
-def _told(command: Sequence[str]) -> dict[str, Any]:
+def told(command: Sequence[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)[:200]}: exit status {done.returncode}: {done.stderr[-2000:]}")
