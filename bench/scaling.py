@@ -201,8 +201,8 @@ def _future(case: str, costs: Sequence[Cost], machine: Machine, plan: Plan) -> R
 
 
 def _traffic(n_bytes: float) -> dict[str, float]:
-    """Bytes that come from memory, or go there, for a packet of so many: the file is read. Blocks stay in the last cache, for those of a lane
-    are 4 MiB and the cores that a lane keeps busy have more; so does the buffer that send writes to /dev/null."""
+    """Bytes that come from memory, or go there, for a packet of so many: the file is read. Blocks stay in the last cache, for those of a
+    lane are 4 MiB and the cores that a lane keeps busy have more; so does the buffer that send writes to /dev/null."""
     return {"capture": n_bytes, "filter": 0.0, "encapsulate": 0.0, "send": 0.0}
 
 
