@@ -23,6 +23,12 @@ MAX_SHAPED_BYTES = 1 << 30
 """Of a block: `broker.core.shm` takes no larger part for one of ours."""
 
 
+def cpu_of(config: Config, lane: int, kind: str, worker: int, n_workers: int) -> int | None:
+    """The CPU that worker number `worker` of `n_workers` of its kind in a lane is given; None: it may run anywhere."""
+    cpus: tuple[int, ...] = getattr(config.stages.cpus, kind)
+    return cpus[(lane * n_workers + worker) % len(cpus)] if cpus else None
+
+
 def lanes(config: Config) -> tuple[Lane, ...]:
     """`stages.capture` lanes for each interface and one for each tunnel input (a raw socket gets all there is), in the order of the inputs;
     then one for all files together, played in order."""

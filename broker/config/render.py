@@ -11,7 +11,7 @@ from broker.config.document import Text
 from broker.config.packet import parse_fields
 from broker.config.render_flows import written_flows
 from broker.config.tunnels import TUNNELS
-from broker.core.model import MAX_PRIORITY, Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
+from broker.core.model import MAX_PRIORITY, Config, Cpus, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -28,6 +28,10 @@ def _represent(dumper: _Dumper, value: Text) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(Text, _represent)
+
+
+def _cpus(cpus: Cpus) -> dict[str, list[int]]:
+    return {kind: list(numbers) for kind, numbers in asdict(cpus).items() if numbers}
 
 
 def render(config: Config) -> str:
@@ -50,7 +54,7 @@ def render(config: Config) -> str:
             for m in config.maps
         ],
         "collector": list(config.collector),
-        "stages": asdict(config.stages),
+        "stages": {**asdict(config.stages), "cpus": _cpus(config.stages.cpus)},
         "ring": asdict(config.ring),
         **({"http": config.http} if config.http else {}),
         "drain_s": config.drain_s,

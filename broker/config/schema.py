@@ -149,6 +149,19 @@ class TestPart(Part):
     )
 
 
+CpuList = Annotated[list[Annotated[int, whole(0, 4095)]], OneOrMany()]
+
+
+class CpusPart(Part):
+    """The CPUs that the workers of a stage are given in turn, lane after lane; left out: wherever the system puts them."""
+
+    capture: CpuList = Field([], description="CPU numbers for capture")
+    filter: CpuList = Field([], description="CPU numbers for filter workers")
+    encapsulate: CpuList = Field([], description="CPU numbers for encapsulate workers")
+    send: CpuList = Field([], description="CPU numbers for send workers")
+    flows: CpuList = Field([], description="CPU numbers for the stages that meter flows")
+
+
 class StagesPart(Part):
     """Workers: capture lanes for each live input; of the others for each lane."""
 
@@ -156,6 +169,7 @@ class StagesPart(Part):
     filter: Annotated[int, whole(1, 16)] = Field(_STAGES["filter"], description="filter workers for each lane")
     encapsulate: Annotated[int, whole(1, 16)] = Field(_STAGES["encapsulate"], description="encapsulate workers for each lane")
     send: Annotated[int, whole(1, 16)] = Field(_STAGES["send"], description="send workers for each lane")
+    cpus: CpusPart = Field(default_factory=lambda: CpusPart.model_validate({}), description="which CPUs workers run on")
 
 
 class RingPart(Part):
@@ -230,6 +244,7 @@ SECTIONS: dict[str, type[Part]] = {
     "maps": MapPart,
     "tests": TestPart,
     "stages": StagesPart,
+    "stages.cpus": CpusPart,
     "ring": RingPart,
     "flows": FlowsPart,
     "flows.links": LinkPart,

@@ -84,6 +84,12 @@ def _row(size: int, *fields: tuple[Any, ...]) -> np.dtype[np.void]:
     )
 
 
+def words(dtype: np.dtype[np.void]) -> dict[str, int]:
+    """Where the 64-bit fields of a row are, in words: for who sees it as integers."""
+    assert dtype.fields is not None
+    return {name: field[1] // 8 for name, field in dtype.fields.items()}
+
+
 PIPELINE = _row(
     PAGE,
     ("magic", "<i8"),

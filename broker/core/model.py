@@ -258,6 +258,17 @@ class PolicyTest:
 
 
 @dataclass(frozen=True, slots=True)
+class Cpus:
+    """The CPUs that the workers of a stage are given in turn, lane after lane; empty: wherever the system puts them."""
+
+    capture: tuple[int, ...] = ()
+    filter: tuple[int, ...] = ()
+    encapsulate: tuple[int, ...] = ()
+    send: tuple[int, ...] = ()
+    flows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
     """Workers: capture lanes per live input; the others per lane."""
 
@@ -265,12 +276,13 @@ class Stages:
     filter: int = 1
     encapsulate: int = 1
     send: int = 1
+    cpus: Cpus = field(default_factory=Cpus)
 
 
 @dataclass(frozen=True, slots=True)
 class RingSizes:
     blocks: int = 16
-    block_packets: int = 1024
+    block_packets: int = 2048
     block_bytes: int = 262_144
 
 

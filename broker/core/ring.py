@@ -28,29 +28,52 @@ from broker.core.shm import LaneMemory, stride
 
 
 class Atomics(Protocol):
-    """Operations between processes that Python itself cannot promise; the data path gives compiled ones (`stages/atomics.py`)."""
+    """Operations between processes that Python itself cannot promise; the data path gives compiled ones (`stages/atomics.py`).
+
+    `place_at`: the address of a PLACE.
+    """
 
     def load_acquire(self, at: int) -> int: ...
 
-    def publish(
-        self,
-        counters_at: int,
-        committed_at: int,
-        n_bytes: int,
-        cursor_at: int,
-        cursor: int,
-        done: int,
-        first_row: int,
-        n_rows: int,
-        beside_row: int,
-    ) -> int:
-        """Copy the counters, release the cursor, fence; returns a bit for each of the `n_rows` WORKER rows that waits for block `done`,
-        and then one for `beside_row` (0: there is none)."""
+    def is_ready(self, place_at: int, wanted: int) -> int:
+        """1 if all workers before that touch block `wanted - 1` have published it, else 0."""
+        ...
+
+    def publish(self, place_at: int) -> int:
+        """Copy the counters, release the cursor behind block `seq`, fence; returns a bit for each of the rows after that waits for this
+        block, and then one for the row beside. `seq` goes on to the next block of this worker."""
         ...
 
     def park(self, parked_at: int, wanted: int) -> None:
         """Announce sleep and fence; 0 takes it back."""
         ...
+
+
+GROUPS = 2  # whom a worker waits for: the stage before, and for capture who reads beside the path
+
+PLACE = np.dtype(
+    [
+        (name, "<i8", shape)
+        for name, shape in (
+            ("seq", ()),  # the block in hand
+            ("stride", ()),
+            ("cursor_at", ()),
+            ("counters_at", ()),  # private
+            ("counter_bytes", ()),
+            ("committed_at", (2,)),  # both halves, by the parity of the cursor
+            ("before_at", (GROUPS,)),  # WORKER rows of those waited for, one behind the other
+            ("before_n", (GROUPS,)),
+            ("before_stride", (GROUPS,)),
+            ("before_seen", (GROUPS,)),  # all of them had published what is below this when last looked at; of stride 1 only
+            ("after_at", ()),
+            ("after_n", ()),
+            ("after_stride", ()),
+            ("beside_at", ()),  # 0: nobody
+        )
+    ]
+)
+"""Where a worker stands in its ring, as kernels want it: private memory. Addresses are of WORKER rows, in whose first words lie the cursor
+and `parked`. *Written* by kernels: seq, before_seen."""
 
 
 class Ring:
@@ -65,30 +88,38 @@ class Ring:
         self.stride = stride(g, kind)
         self._atomics = atomics
         self._batches = [lane.batch(slot) for slot in range(g.n_blocks)]
-
-        def row_at(of_kind: str, of_worker: int) -> int:
-            return lane.workers_at + g.row(of_kind, of_worker) * layout.WORKER.itemsize
-
-        mine = row_at(kind, worker)
-        fields = layout.WORKER.fields
-        assert fields is not None
-        self._cursor_at, self._parked_at = mine + fields["cursor"][1], mine + fields["parked"][1]
-        self.progress_at = mine + fields["progress"][1]
-        self._before = [([row_at(k, w) for w in range(g.count(k))], stride(g, k)) for k in g.before(kind)]
-        self._after, *beside = g.after(kind)
-        self._after_at = [row_at(self._after, w) for w in range(g.count(self._after))]
-        self._after_stride = stride(g, self._after)
-        self._beside, self._beside_at = (beside[0], row_at(beside[0], 0)) if beside else ("", 0)
         # Capture looks for a slot that is free, so it stands a whole ring behind what it waits for.
         self._lag = g.n_blocks if kind == "capture" else 0
-        self._seen = {at: 0 for rows, _ in self._before for at in rows}
-
         self.counters: NDArray[np.int64] = np.zeros(N_COUNTERS, np.int64)
         self.counters_at = int(self.counters.ctypes.data)
-        self._counter_bytes = 8 * stage_counters(kind)
-        self._half_at = [lane.committed_at + (self.row_index * 2 + half) * N_COUNTERS * 8 for half in (0, 1)]
         self.seq = int(self.row["cursor"])
         self.counters[:] = lane.committed[self.row_index, (self.seq // self.stride) & 1]
+        self._take_place(lane)
+
+    def _take_place(self, lane: LaneMemory) -> None:
+        g = lane.geometry
+
+        def rows_at(kind: str, worker: int = 0) -> int:
+            return lane.workers_at + g.row(kind, worker) * layout.WORKER.itemsize
+
+        mine = rows_at(self.kind, self.worker)
+        fields = layout.WORKER.fields
+        assert fields is not None
+        self._parked_at, self.progress_at = mine + fields["parked"][1], mine + fields["progress"][1]
+        self._after, *beside = g.after(self.kind)
+        self._beside = beside[0] if beside else ""
+        self._after_stride, self._n_after = stride(g, self._after), g.count(self._after)
+        self._place = place = np.zeros(1, PLACE)
+        self._place_at = int(place.ctypes.data)
+        row = place[0]
+        row["seq"], row["stride"], row["cursor_at"] = self.seq, self.stride, mine + fields["cursor"][1]
+        row["counters_at"], row["counter_bytes"] = self.counters_at, 8 * stage_counters(self.kind)
+        row["committed_at"] = [lane.committed_at + (self.row_index * 2 + half) * N_COUNTERS * 8 for half in (0, 1)]
+        for i, kind in enumerate(g.before(self.kind)):
+            row["before_at"][i], row["before_n"][i], row["before_stride"][i] = rows_at(kind), g.count(kind), stride(g, kind)
+        row["after_at"], row["after_n"], row["after_stride"] = rows_at(self._after), self._n_after, self._after_stride
+        row["beside_at"] = rows_at(self._beside) if self._beside else 0
+        self._before_at = [rows_at(kind, worker) for kind in g.before(self.kind) for worker in range(g.count(kind))]
 
     def batch(self) -> Batch:
         """The block that `seq` lies in."""
@@ -98,33 +129,22 @@ class Ring:
 
     def ready(self) -> bool:
         """The stage before has passed block `seq` (for capture: its slot is free)."""
-        return self._reached(self.seq - self._lag + 1)
-
-    def _reached(self, wanted: int) -> bool:
-        """All workers before that touch block `wanted - 1` have published it."""
-        for rows, step in self._before:
-            for at in rows if step == 1 else (rows[(wanted - 1) % step],):
-                if self._seen[at] < wanted:
-                    self._seen[at] = self._atomics.load_acquire(at)
-                    if self._seen[at] < wanted:
-                        return False
-        return True
+        return self._atomics.is_ready(self._place_at, self.seq - self._lag + 1) != 0
 
     def publish(self) -> list[tuple[str, int]]:
         """Pass block `seq` on and commit the counters with it; returns the workers behind (kind, number) whose bell must be rung."""
+        bits = self._atomics.publish(self._place_at)
         done = self.seq
         self.seq = done + self.stride
-        chosen = done % self._after_stride
-        rows = self._after_at if self._after_stride == 1 else self._after_at[chosen : chosen + 1]
-        first, n = rows[0], len(rows)
-        half = self._half_at[(self.seq // self.stride) & 1]
-        bits = self._atomics.publish(
-            self.counters_at, half, self._counter_bytes, self._cursor_at, self.seq, done, first, n, self._beside_at
-        )
         if not bits:
             return []
-        woken = [(self._after, chosen + w if self._after_stride > 1 else w) for w in range(n) if bits >> w & 1]
-        return [*woken, (self._beside, 0)] if bits >> n & 1 else woken
+        if self._after_stride > 1:
+            woken = [(self._after, done % self._after_stride)] if bits & 1 else []
+            bits >>= 1
+        else:
+            woken = [(self._after, w) for w in range(self._n_after) if bits >> w & 1]
+            bits >>= self._n_after
+        return [*woken, (self._beside, 0)] if bits else woken
 
     def park(self) -> bool:
         """Announce that this worker goes to sleep; False if there is work after all (and it is announced no more).
@@ -145,7 +165,7 @@ class Ring:
 
     def backlog(self) -> int:
         """One past the newest block that the stage before has published with all before it; at least `seq`."""
-        return max(self.seq, min(self._atomics.load_acquire(at) for rows, _ in self._before for at in rows))
+        return max(self.seq, min(self._atomics.load_acquire(at) for at in self._before_at))
 
 
 def read_counters(lane: LaneMemory, row_index: int) -> tuple[int, NDArray[np.int64]]:

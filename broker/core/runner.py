@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from broker.core import layout, log
 from broker.core.doorbell import PARK_LIMIT_MS, Doorbell
 from broker.core.errors import PipelineError
@@ -30,6 +32,9 @@ from broker.core.stage import Context, Reader, Source, Stage
 
 _BUSY, _STARVED, _BLOCKED = index("", "busy_ns"), index("", "starved_ns"), index("", "blocked_ns")
 _PARKS, _BELLS = index("", "parks"), index("", "bells")
+_HEARTBEAT = layout.words(layout.WORKER)["heartbeat_ns"]
+_WANTED = layout.words(layout.PIPELINE)["generation"]
+_SEQ, _GENERATION = (layout.words(layout.BLOCK)[name] for name in ("seq", "generation"))
 AGAIN_MS = 1
 
 
@@ -50,6 +55,9 @@ class Runner:
         self.ring = Ring(memory, self.kind, worker, atomics)
         self.row = self.ring.row
         self.live = memory.live[self.ring.row_index]
+        # The loop sees its words as plain integers: a numpy scalar costs ten times as much, several times a block.
+        self._words, self._live = self.row.reshape(1).view(np.int64).data, self.live.data
+        self._pipeline_words = pipeline.header.view(np.int64).data
         self.log = log.get(pipeline=pipeline.name, lane=lane.number, stage=self.kind, worker=worker)
         self.generation = 0
         self._source: Source | None = stage if self.kind == "capture" else None  # type: ignore[assignment]
@@ -116,13 +124,13 @@ class Runner:
         return float(int(cursors[0]) - int(cursors[first_send : first_send + g.n_send].min())) / g.n_blocks
 
     def _loop(self) -> None:
-        ring, row, live = self.ring, self.row, self.live
+        ring, words, live = self.ring, self._words, self._live
         clock = time.monotonic_ns
         step: Callable[[Any], int] = self.stage.step
         source = self._source
         now = clock()
         while True:
-            row["heartbeat_ns"] = now
+            words[_HEARTBEAT] = now
             if self._stop_asked and self._drained():
                 if self._reader is None or not self._reader.flush():
                     return
@@ -134,13 +142,13 @@ class Runner:
                 now = self._idle(now, _BLOCKED if source else _STARVED)
                 continue
             batch = ring.batch()
-            self._follow(batch.block)
+            self._follow(batch.head)
             n = step(batch)
             before, now = now, clock()
             live[_BUSY] += now - before
             if n > 0 or (n == 0 and source is None):
                 if source:
-                    batch.block["seq"] = ring.seq + 1
+                    batch.head[_SEQ] = ring.seq + 1
                 self._publish()
             elif source is None:
                 now = self._idle(now, _STARVED, AGAIN_MS)
@@ -151,40 +159,40 @@ class Runner:
 
     def _publish(self) -> None:
         for kind, worker in self.ring.publish():
-            self.live[_BELLS] += 1
+            self._live[_BELLS] += 1
             self.bell.ring(kind, worker)
 
-    def _follow(self, block: Any) -> None:
+    def _follow(self, head: Any) -> None:
         """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""
-        number = self._generation_wanted() if self._source else int(block["generation"][0])
+        number = self._generation_wanted() if self._source else head[_GENERATION]
         if number != self.generation:
             self.stage.load(read_generation(self.pipeline.directory, number, rules=False))
             self.generation = self.row["generation"] = number
             self.log.info("generation_loaded", generation=number, seq=self.ring.seq)
         if self._source:
-            block["generation"] = number
+            head[_GENERATION] = number
 
     def _first_generation(self) -> int:
         """That of the next block, as far as it can be known: begun with a later one, the stage would have to go back."""
         if not self._source and self.ring.ready():
-            return int(self.ring.batch().block["generation"][0])
+            return int(self.ring.batch().head[_GENERATION])
         # The blocks that are still upstream are of this one or later; of a worker's first start none are.
         held = 0 if self._source else int(self.row["generation"])
         return held or self._generation_wanted()
 
     def _generation_wanted(self) -> int:
-        return int(self.pipeline.header[0]["generation"])
+        return self._pipeline_words[_WANTED]
 
     def _idle(self, since: int, account: int, limit_ms: int = PARK_LIMIT_MS) -> int:
         """Sleep until rung, at most `limit_ms`; the time goes to `account`. Returns the time now."""
         if limit_ms == AGAIN_MS:
             self.bell.wait(limit_ms)
         elif self.ring.park():
-            self.live[_PARKS] += 1
+            self._live[_PARKS] += 1
             self.bell.wait(limit_ms)
             self.ring.unpark()
         now = time.monotonic_ns()
-        self.live[account] += now - since
+        self._live[account] += now - since
         return now
 
     def _await_source(self, since: int, source: Source) -> int:
@@ -194,10 +202,10 @@ class Runner:
             fd = source.wait_fd
             if source.due_ns:
                 limit_ms = min(limit_ms, max(0, -((since - source.due_ns) // 1_000_000)))  # rounded up: rounded down it would spin
-        self.live[_PARKS] += 1
+        self._live[_PARKS] += 1
         self.bell.wait(limit_ms, fd)
         now = time.monotonic_ns()
-        self.live[_STARVED] += now - since
+        self._live[_STARVED] += now - since
         return now
 
     def _finish(self) -> None:

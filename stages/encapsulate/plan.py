@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from broker.core import layout
+from broker.core.batch import BATCH
 from broker.core.metrics import index
 from stages.encapsulate import templates
 from stages.encapsulate.ways import ROUTE, WAY
@@ -15,8 +16,9 @@ PLAN = np.dtype(
     [
         (name, "<i8")
         for name in (
-            "block_at", "packets_at", "verdicts_at", "frames_at", "headers_at", "data_at",
-            "max_packets", "max_frames", "header_bytes", "data_bytes", "shaped_from", "window_bytes", "seq",
+            *(BATCH.names or ()),  # of the block in hand, put there by `block.encapsulate_block`
+            "tickets_at", "n_tickets",  # TICKET[n_tickets] of the lane
+            "tool_sequence_at",  # int64[TOOLS], shared by all lanes
             "ways_at", "routes_at", "templates_at", "counters_at",
             "numbers_at",  # int64[TOOLS]: frames of each tool, then the number of the first, then counted on
             "scratch_at",  # uint8[SCRATCH_BYTES]
@@ -34,6 +36,7 @@ PACKETS, VERDICTS, BLOCK = (PLAN.fields[f][1] for f in ("packets_at", "verdicts_
 MAX_PACKETS, MAX_FRAMES, HEADER_BYTES = (PLAN.fields[f][1] for f in ("max_packets", "max_frames", "header_bytes"))
 DATA_BYTES, SHAPED_FROM, WINDOW_BYTES, SEQ = (PLAN.fields[f][1] for f in ("data_bytes", "shaped_from", "window_bytes", "seq"))
 WAYS, ROUTES, TEMPLATES, COUNTERS = (PLAN.fields[f][1] for f in ("ways_at", "routes_at", "templates_at", "counters_at"))
+TICKETS, N_TICKETS, TOOL_SEQUENCE = (PLAN.fields[f][1] for f in ("tickets_at", "n_tickets", "tool_sequence_at"))
 NUMBERS, SCRATCH, SHED_SHARES = (PLAN.fields[f][1] for f in ("numbers_at", "scratch_at", "shed_at"))
 N_FRAMES, HEADERS_USED, SHAPED_USED = (PLAN.fields[f][1] for f in ("n_frames", "headers_used", "shaped_used"))
 LAST_HEADER = PLAN.fields["last_header_at"][1]

@@ -24,23 +24,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.metrics import index
 from broker.core.model import MAX_PRIORITY
-from broker.core.stage import AGAIN, Context, Generation
-from stages.encapsulate.frames import list_frames
-from stages.encapsulate.headers import write_headers
+from broker.core.stage import Context, Generation
+from stages.encapsulate.block import encapsulate_block
 from stages.encapsulate.paths import Paths
 from stages.encapsulate.plan import PLAN, SCRATCH_BYTES
 from stages.encapsulate.shed import Shedding
 from stages.encapsulate.templates import TEMPLATE, make_templates
-from stages.encapsulate.tickets import take_tickets, tickets_reached
 from stages.encapsulate.ways import Ways
 
-_N_PLACES = 12  # of PLAN: what is the same whenever a block is worked on
 _EVICTED = index("encapsulate", "dedup_evicted")
 
 
@@ -51,21 +47,18 @@ class Encapsulate:
 
     def open(self, context: Context) -> None:
         self._context = context
-        self._ticket_rows = 2 * context.geometry.n_blocks
         self._numbers = np.zeros(layout.TOOLS, np.int64)
         self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
         self._templates = np.zeros(layout.TOOLS, TEMPLATE)
         self._plan = np.zeros(1, PLAN)
         self._plan_at = int(self._plan.ctypes.data)
-        self._words = self._plan.view(np.int64)
-        self._places: dict[int, NDArray[np.int64]] = {}
-        self._numbers_at, self._templates_at = int(self._numbers.ctypes.data), int(self._templates.ctypes.data)
         for name, array in (("numbers", self._numbers), ("scratch", self._scratch), ("templates", self._templates)):
             self._plan[f"{name}_at"] = array.ctypes.data
-        self._plan["counters_at"] = context.counters_at
+        self._plan["counters_at"], self._plan["tool_sequence_at"] = context.counters_at, context.tool_sequence_at
+        self._plan["tickets_at"], self._plan["n_tickets"] = context.tickets_at, 2 * context.geometry.n_blocks
         self._shedding = Shedding()
         self._plan["shed_at"] = self._shedding.shares.ctypes.data
-        self._sheds = False
+        self._sheds, self._shed_seq = False, -1
         self._ways: Ways | None = None
 
     def load(self, generation: Generation) -> None:
@@ -89,35 +82,18 @@ class Encapsulate:
 
     def step(self, batch: Batch) -> int:
         """Returns the number of packets looked at, or AGAIN while it is not this block's turn to take numbers."""
-        context, seq = self._context, batch.seq
-        if not tickets_reached(context.tickets_at, self._ticket_rows, seq):
-            return AGAIN
         self._look()
-        if self._sheds:
+        if self._sheds and batch.seq != self._shed_seq:
+            self._shed_seq = batch.seq
             self._shedding.look(self._context.ring_fill())
-        self._fill(batch)
-        n_frames = list_frames(self._plan_at)
-        take_tickets(context.tickets_at, self._ticket_rows, seq, context.tool_sequence_at, self._numbers_at)
-        write_headers(
-            batch.frames_at, n_frames, batch.headers_at, batch.data_at, batch.packets_at, batch.verdicts_at,
-            self._templates_at, self._numbers_at,
-        )  # fmt: skip
+        n = encapsulate_block(self._plan_at, batch.at)
         self._count_evicted()
-        return max(0, int(batch.block["n_packets"][0]))
+        return n
 
     def _count_evicted(self) -> None:
         assert self._ways is not None
         for slot, n in self._ways.evicted():
             self._context.counters[_EVICTED + slot] += n
-
-    def _fill(self, batch: Batch) -> None:
-        """The places of a block are always the same: found once."""
-        places = self._places.get(batch.block_at)
-        if places is None:
-            names = (PLAN.names or ())[:_N_PLACES]
-            places = self._places[batch.block_at] = np.array([getattr(batch, name) for name in names], np.int64)
-        self._words[:_N_PLACES] = places
-        self._plan["seq"] = batch.seq
 
     def close(self) -> None:
         pass

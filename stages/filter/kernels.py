@@ -10,6 +10,7 @@ from __future__ import annotations
 from broker.config.policy import image
 from broker.config.policy.image import IMAGE
 from broker.core import layout
+from broker.core.batch import BATCH
 from broker.core.layout import CAUSE_COLLECTED, CAUSE_FILTERED, CAUSE_RULE, CAUSE_UNDETERMINED
 from broker.core.metrics import index
 from stages.filter.classes import pack_keys
@@ -37,6 +38,7 @@ from stages.wire.fragments import follow_fragments
 from stages.wire.key import FRAGMENT_CONFLICT, FRAGMENT_TINY, KEY
 from stages.wire.parse import parse_packets
 
+assert BATCH.fields is not None
 assert STATE.fields is not None
 assert OUTCOME.fields is not None
 assert IMAGE.fields is not None
@@ -55,7 +57,11 @@ _TOUCHED_AT, _MEMO_AT, _MEMO_MASK = (STATE.fields[name][1] for name in ("touched
 _NODES_AT, _N_NODES, _MAX_NODES = (STATE.fields[name][1] for name in ("nodes_at", "n_nodes", "max_nodes"))
 _ASKED_AT, _N_ASKED = (STATE.fields[name][1] for name in ("asked_at", "n_asked"))
 _SEED, _USE_MEMO, _TABLE_AT = (STATE.fields[name][1] for name in ("seed", "use_memo", "table_at"))
-_COUNTING_AT = STATE.fields["counting_at"][1]
+_COUNTING_AT, _COUNTERS_AT, _IMAGE_AT = (STATE.fields[name][1] for name in ("counting_at", "counters_at", "image_at"))
+
+_BATCH_SEQ, _BATCH_BLOCK, _BATCH_PACKETS, _BATCH_VERDICTS, _BATCH_DATA, _BATCH_DATA_BYTES, _BATCH_MAX_PACKETS = (
+    BATCH.fields[name][1] for name in ("seq", "block_at", "packets_at", "verdicts_at", "data_at", "data_bytes", "max_packets")
+)
 
 _VERDICT, _CAUSE, _UNDETERMINED = (OUTCOME.fields[name][1] for name in ("verdict", "cause", "undetermined"))
 _WANTED, _PACKETS, _BYTES = (OUTCOME.fields[name][1] for name in ("n_wanted", "n_packets", "n_bytes"))
@@ -200,19 +206,11 @@ def _count(outcome: int, image_at: int, counters: int, counting: int) -> None:
 
 
 @kernel
-def judge_block(
-    block: int,
-    seq: int,
-    max_packets: int,
-    packets: int,
-    verdicts: int,
-    data: int,
-    data_bytes: int,
-    image_at: int,
-    state: int,
-    counters: int,
-) -> int:
-    n_packets = max(0, min(load64(block + _BLOCK_N_PACKETS), max_packets))
+def judge_block(batch: int, state: int) -> int:
+    block, packets, verdicts = load64(batch + _BATCH_BLOCK), load64(batch + _BATCH_PACKETS), load64(batch + _BATCH_VERDICTS)
+    data, data_bytes = load64(batch + _BATCH_DATA), load64(batch + _BATCH_DATA_BYTES)
+    image_at, counters = load64(state + _IMAGE_AT), load64(state + _COUNTERS_AT)
+    n_packets = max(0, min(load64(block + _BLOCK_N_PACKETS), load64(batch + _BATCH_MAX_PACKETS)))
     rows, keys, outcomes = load64(state + _ROWS_AT), load64(state + _KEYS_AT), load64(state + _OUTCOMES_AT)
     use_memo, size = load64(state + _USE_MEMO), load64(state + _OUTCOME_BYTES)
     touched, n_touched, n_wanted = load64(state + _TOUCHED_AT), 0, 0
@@ -236,7 +234,7 @@ def judge_block(
             store32(verdict + _OUT_FLOW, load32(row + _KEY_FLOW))
             store32(verdict + _OUT_CAUSE, load64(outcome + _CAUSE))  # and the padding behind it
     counting = load64(state + _COUNTING_AT)
-    begin_counts(counting, seq)
+    begin_counts(counting, load64(batch + _BATCH_SEQ))
     for i in range(n_touched):
         _count(outcomes + load64(touched + 8 * i) * size, image_at, counters, counting)
     store64(block + _BLOCK_N_WANTED, n_wanted)

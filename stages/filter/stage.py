@@ -55,8 +55,7 @@ class Filter:
             context.geometry.max_packets, memo=self._memo, index=self._index, memo_buckets=self._memo_buckets, fragment_seed=seed
         )
         self.rule_counts = RuleCounting(context)
-        self.state.header["counting_at"] = self.rule_counts.at
-        self._counters_at = context.counters_at
+        self.state.header["counting_at"], self.state.header["counters_at"] = self.rule_counts.at, context.counters_at
         self._generation: Generation | None = None
 
     def load(self, generation: Generation) -> None:
@@ -69,20 +68,8 @@ class Filter:
         self.rule_counts.load(generation.number, int(generation.image[: IMAGE.itemsize].view(IMAGE)["n_rules"][0]))
 
     def step(self, batch: Batch) -> int:
-        assert self._generation is not None
         self.state.make_room()
-        return judge_block(
-            batch.block_at,
-            batch.seq,
-            batch.max_packets,
-            batch.packets_at,
-            batch.verdicts_at,
-            batch.data_at,
-            batch.data_bytes,
-            self._generation.image_at,
-            self.state.at,
-            self._counters_at,
-        )
+        return judge_block(batch.at, self.state.at)
 
     def close(self) -> None:
         self._generation = None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.config.policy.image import FIELDS, IMAGE, MAX_STACK
-from broker.core.layout import LINE, MAPS, PAGE
+from broker.core.layout import LINE, MAPS, PAGE, words
 from stages.wire.fragment_table import FragmentTable
 from stages.wire.key import KEY
 
@@ -56,9 +56,12 @@ STATE = np.dtype(
         ("bits_at", "<i8"),  # i8[]: addresses of the rows of terms
         ("table_at", "<i8"),  # of fragmented datagrams: no policy changes it
         ("counting_at", "<i8"),  # see rule_counts.py
-        ("pad", "<i8"),
+        ("counters_at", "<i8"),  # i8[N_COUNTERS], added to
+        ("image_at", "<i8"),  # the policy in use
     ]
 )
+
+_N_OUTCOMES, _N_NODES = (words(STATE)[name] for name in ("n_outcomes", "n_nodes"))
 
 OUTCOME = np.dtype(
     [
@@ -113,6 +116,7 @@ class State:
         self.memory: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
         self.at = int(self.memory.ctypes.data)
         self.header = self.memory[: STATE.itemsize].view(STATE)
+        self._words = self.header.view(np.int64).data
         offset = PAGE
         self._parts: dict[str, tuple[int, int]] = {}
         for name, size in sizes:
@@ -126,8 +130,9 @@ class State:
         self.header["use_memo"], self.header["use_index"] = memo, index
 
     def load(self, image: NDArray[np.uint8]) -> None:
-        """Make room for the outcomes of the policy, and forget what the one before it said."""
+        """`image` has to live as long as it is used. Make room for the outcomes of the policy, and forget what the one before it said."""
         head = image[: IMAGE.itemsize].view(IMAGE)[0]
+        self.header["image_at"] = image.ctypes.data
         self.header["outcome_bytes"] = OUTCOME.itemsize + (int(head["n_maps"]) + 1) // 2 * 8
         self.max_outcomes = min(max(MAX_OUTCOMES, 2 * self.max_packets), self._outcome_memory // int(self.header["outcome_bytes"][0]))
         few = int(head["n_rules"]) < MANY_RULES
@@ -143,5 +148,5 @@ class State:
 
     def make_room(self) -> None:
         """For all the outcomes that one block can have."""
-        if int(self.header["n_outcomes"][0]) + self.max_packets >= self.max_outcomes or int(self.header["n_nodes"][0]) > MAX_NODES // 2:
+        if self._words[_N_OUTCOMES] + self.max_packets >= self.max_outcomes or self._words[_N_NODES] > MAX_NODES // 2:
             self.forget()

@@ -14,7 +14,7 @@ from broker.config.deliveries import deliveries
 from broker.config.policy import image
 from broker.config.policy.image import IMAGE
 from broker.core import layout
-from broker.core.batch import Batch
+from broker.core.batch import BATCH, Batch
 from broker.core.generations import read_generation
 from broker.core.layout import Geometry
 from broker.core.metrics import N_COUNTERS
@@ -77,6 +77,8 @@ class Judging:
         self._block = np.zeros(1, layout.BLOCK)
         self._block["n_packets"] = 1
         self._block_at, self._seq = int(self._block.ctypes.data), 0
+        self._one = np.zeros(1, BATCH)
+        self._one_at = int(self._one.ctypes.data)
         self._known: dict[int, Outcome] = {}
         self._rows_at = int(self.state.header["rows_at"][0])
         self._touched = ctypes.c_int64.from_address(int(self.state.header["touched_at"][0]))
@@ -110,18 +112,12 @@ class Judging:
 
     def judge(self, batch: Batch, i: int) -> int:
         """The number of the outcome of packet `i`: a block of one packet touches one outcome."""
-        judge_block(
-            self._block_at,
-            self._next_seq(),
-            1,
-            batch.packets_at + i * layout.PACKET.itemsize,
-            batch.verdicts_at + i * layout.VERDICT.itemsize,
-            batch.data_at,
-            batch.data_bytes,
-            self.generation.image_at,
-            self.state.at,
-            self._alone.context.counters_at,
-        )
+        one = self._one
+        one["seq"], one["block_at"], one["max_packets"] = self._next_seq(), self._block_at, 1
+        one["packets_at"] = batch.packets_at + i * layout.PACKET.itemsize
+        one["verdicts_at"] = batch.verdicts_at + i * layout.VERDICT.itemsize
+        one["data_at"], one["data_bytes"] = batch.data_at, batch.data_bytes
+        judge_block(self._one_at, self.state.at)
         return self._touched.value
 
     def row_bytes(self) -> bytes:

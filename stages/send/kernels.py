@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from broker.core import layout
+from broker.core.batch import BATCH
 from broker.core.layout import MAX_FRAME_BYTES, TOOLS
 from broker.core.metrics import index
 from stages.jit import kernel
@@ -67,6 +68,10 @@ _DAMAGED, _DELIVERED_FRAMES, _DELIVERED_BYTES, _UNHEARD, _OTHER = (
     index("send", name) for name in ("dropped_damaged_frame", "delivered_frames", "delivered_bytes", "unheard_reports", "dropped_other")
 )
 
+_BATCH_BLOCK, _BATCH_FRAMES, _BATCH_MAX_PACKETS, _BATCH_MAX_FRAMES, _BATCH_HEADER_BYTES, _BATCH_WINDOW_BYTES = (
+    offset_of(BATCH, f) for f in ("block_at", "frames_at", "max_packets", "max_frames", "header_bytes", "window_bytes")
+)
+
 _IOVECS = VECTORS * MMSGHDR_BYTES
 _MSG_LEN = 56  # in mmsghdr, after msghdr
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -74,32 +79,35 @@ _EINTR, _EMSGSIZE = errno.EINTR, errno.EMSGSIZE
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 
-@kernel
-def sort_frames(
-    block_at: int,
-    frames_at: int,
-    max_packets: int,
-    max_frames: int,
-    header_bytes: int,
-    data_bytes: int,
-    worker: int,
-    n_workers: int,
-    mine_at: int,
-    rows_at: int,
-    counts_at: int,
-    counters_at: int,
-) -> None:
-    """The frames of this worker by tool, in the order of the block within each.
+SORT = np.dtype(
+    [
+        (name, "<i8")
+        for name in (
+            "worker", "n_workers",
+            "mine_at",  # int64[max_frames]: scratch
+            "rows_at",  # uint32[max_frames]: positions in FRAME, tool after tool in slot order
+            "counts_at",  # int64[2, TOOLS]: how many of each tool; where in `rows` they end
+            "found_at",  # int64[TOOLS, 3]: slot, first of its rows, how many
+            "counters_at",  # int64[N_COUNTERS]
+        )
+    ]
+)  # fmt: skip
+"""The frames of a worker, sorted by tool. Private memory; *written* by `sort_frames`: what all but the last address point to."""
+_WORKER, _N_WORKERS, _MINE_AT, _SORTED_AT, _COUNTS_AT, _FOUND_AT, _ALL_COUNTERS = (offset_of(SORT, f) for f in SORT.names or ())
+FOUND_BYTES = 24
 
-    | written | dtype[shape] | |
-    |---|---|---|
-    | mine | int64[max_frames] | scratch |
-    | rows | uint32[max_frames] | positions in FRAME, tool after tool in slot order |
-    | counts | int64[2, TOOLS] | how many of each tool; where in `rows` they end |
-    """
-    n_packets = min(max(load64(block_at + _N_PACKETS), 0), max_packets)
+
+@kernel
+def sort_frames(batch: int, sort: int) -> int:
+    """The frames of this worker by tool, in the order of the block within each. `batch`: BATCH, `sort`: SORT. Returns how many tools have
+    any: the rows of `found`."""
+    block_at, frames_at, max_frames = load64(batch + _BATCH_BLOCK), load64(batch + _BATCH_FRAMES), load64(batch + _BATCH_MAX_FRAMES)
+    header_bytes, data_bytes = load64(batch + _BATCH_HEADER_BYTES), load64(batch + _BATCH_WINDOW_BYTES)
+    worker, n_workers, counters_at = load64(sort + _WORKER), load64(sort + _N_WORKERS), load64(sort + _ALL_COUNTERS)
+    mine_at, rows_at, counts_at = load64(sort + _MINE_AT), load64(sort + _SORTED_AT), load64(sort + _COUNTS_AT)
+    n_packets = min(max(load64(block_at + _N_PACKETS), 0), load64(batch + _BATCH_MAX_PACKETS))
     n_frames = min(max(load64(block_at + _N_FRAMES), 0), max_frames)
-    ends_at = counts_at + 8 * TOOLS
+    ends_at, found, n_found = counts_at + 8 * TOOLS, load64(sort + _FOUND_AT), 0
     for tool in range(TOOLS):
         store64(counts_at + 8 * tool, 0)
     n_mine = 0
@@ -120,12 +128,20 @@ def sort_frames(
     at = 0
     for tool in range(TOOLS):
         store64(ends_at + 8 * tool, at)
-        at += load64(counts_at + 8 * tool)
+        n = load64(counts_at + 8 * tool)
+        if n > 0:
+            store64(found, tool)
+            store64(found + 8, at)
+            store64(found + 16, n)
+            found += FOUND_BYTES
+            n_found += 1
+        at += n
     for k in range(n_mine):
         entry = load64(mine_at + 8 * k)
         end = ends_at + 8 * (entry >> 32)
         store32(rows_at + 4 * load64(end), entry)
         add64(end, 1)
+    return n_found
 
 
 @kernel

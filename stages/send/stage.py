@@ -38,6 +38,7 @@ from stages.send.stream import StreamEgress
 from stages.send.tap import TapEgress
 
 _REPEATED = index("send", "repeated_frames")
+_N_PACKETS = layout.words(layout.BLOCK)["n_packets"]
 _PROGRESS_MASK = (1 << layout.PROGRESS_BITS) - 1
 
 
@@ -52,8 +53,14 @@ class Send:
         self._scratch = Scratch(context)
         self._mine = np.zeros(context.geometry.max_frames, np.int64)
         self._rows = np.zeros(context.geometry.max_frames, np.uint32)
-        self._counts = np.zeros((2, layout.TOOLS), np.int64)
-        self._mine_at, self._rows_at, self._counts_at = (int(a.ctypes.data) for a in (self._mine, self._rows, self._counts))
+        self._counts, self._found = np.zeros((2, layout.TOOLS), np.int64), np.zeros(3 * layout.TOOLS, np.int64)
+        self._found_words, self._rows_at = self._found.data, int(self._rows.ctypes.data)
+        self._sort = np.zeros(1, kernels.SORT)
+        self._sort_at = int(self._sort.ctypes.data)
+        self._sort[0] = (
+            context.worker, context.n_workers, self._mine.ctypes.data, self._rows_at, self._counts.ctypes.data,
+            self._found.ctypes.data, context.counters_at,
+        )  # fmt: skip
         self._egresses: dict[int, Egress] = {}
         self._waiting: list[FileEgress] = []  # whose readers had no room for all of the block in hand
         self._in_step = False
@@ -101,18 +108,12 @@ class Send:
             return AGAIN
         self._redo_frames = 0
         self._in_step = False
-        return max(0, int(batch.block["n_packets"][0]))
+        return max(0, batch.head[_N_PACKETS])
 
     def _start(self, batch: Batch) -> None:
-        context = self._context
-        kernels.sort_frames(
-            batch.block_at, batch.frames_at, batch.max_packets, batch.max_frames, batch.header_bytes, batch.window_bytes,
-            context.worker, context.n_workers, self._mine_at, self._rows_at, self._counts_at, context.counters_at,
-        )  # fmt: skip
-        counts, ends = self._counts.tolist()
-        for slot, n in enumerate(counts):
-            if n:
-                self._deliver(batch, slot, ends[slot] - n, n)
+        n_found, found = kernels.sort_frames(batch.at, self._sort_at), self._found_words
+        for i in range(0, 3 * n_found, 3):
+            self._deliver(batch, found[i], found[i + 1], found[i + 2])
 
     def _deliver(self, batch: Batch, slot: int, first: int, n: int) -> None:
         """The `n` frames of a tool, of which `first` frames of other tools have gone before in this block."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
 from broker.core.flow_model import ATTRIBUTES, Export, Flows, Link, Site, Store
-from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Sample, Stages, Stream, Tls, Tool, Tunnel
+from broker.core.model import Config, Cpus, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Sample, Stages, Stream, Tls, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -34,6 +34,9 @@ def packet_fields(inputs: list[str]) -> st.SearchStrategy[dict[str, object]]:
             "eth.src": st.just("00:11:22:33:44:55"),
         },
     )
+
+
+cpu_lists = st.lists(st.integers(0, 4095), max_size=3).map(tuple)
 
 
 @st.composite
@@ -260,7 +263,10 @@ def configs(draw: st.DrawFn) -> Config:
         maps=tuple(maps),
         sets={"set_": draw(st.lists(v4 | v6, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
         collector=draw(to if not maps else to_any),
-        stages=Stages(*(draw(st.integers(1, 16)) for _ in range(4))),
+        stages=Stages(
+            *(draw(st.integers(1, 16)) for _ in range(4)),
+            Cpus(*(tuple(draw(st.lists(st.integers(0, 4095), max_size=3))) for _ in range(5))),
+        ),
         ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
         http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),
         drain_s=draw(st.sampled_from([0.0, 0.5, 10.0, 3600.0])),

@@ -127,7 +127,7 @@ def allow_arrays(*arrays: np.ndarray, slack: int = 0) -> None:
 
 
 def allow_batch(batch: Batch) -> None:
-    allow_arrays(batch.block, batch.packets, batch.verdicts, batch.frames)
+    allow_arrays(batch._place, batch.block, batch.packets, batch.verdicts, batch.frames)
     allow_arrays(batch.headers, batch.windows, slack=layout.SLACK)
 
 
@@ -183,7 +183,7 @@ class Sender:
     def step(self, batch: Batch, *, check: bool = True) -> None:
         s, stage = self.surroundings, self.stage
         allow_batch(batch)
-        allow_arrays(s.counters, s.progress, stage._mine, stage._rows, stage._counts)
+        allow_arrays(s.counters, s.progress, stage._mine, stage._rows, stage._counts, stage._found, stage._sort)
         allow_arrays(stage._scratch.job, stage._scratch.vectors, stage._scratch.buffer, stage._scratch.ends, stage._scratch.lens, SENDING)
         for made in (getattr(egress, "format", None) for egress in stage._egresses.values()):
             if isinstance(made, PcapNg):

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pytest
 
+from broker.core.ring import PLACE
 from stages import atomics, memory
 from stages.jit import PLAIN, kernel
 
@@ -111,17 +112,30 @@ def test_a_polling_loop_reads_memory_each_time_round() -> None:
 
 @compiled_only
 def test_a_publisher_fences_between_its_cursor_and_the_look_at_who_sleeps() -> None:
-    counters, row = np.zeros(8, np.int64), np.zeros(64, np.int64)
-    at = int(counters.ctypes.data)
-    assert atomics.publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1, 0) == 0
-    assert counters[6] == 5
+    place, row = np.zeros(1, PLACE), np.zeros(64, np.int64)
+    at = int(row.ctypes.data)
+    place["seq"], place["stride"], place["cursor_at"], place["after_at"], place["after_n"], place["after_stride"] = 4, 1, at, at + 256, 1, 1
+    assert atomics.publish(int(place.ctypes.data)) == 0
+    assert (row[0], place["seq"][0]) == (5, 5)
     publish = fresh(atomics.publish.py_func)
-    publish(at, at + 32, 8, at + 48, 5, 4, int(row.ctypes.data), 1, 0)
+    publish(int(place.ctypes.data))
     (ir,) = publish.inspect_llvm().values()
     body = ir[ir.index("define") :]
-    store = body.index("store atomic i64")
-    assert "release" in body[store : body.index("\n", store)]
-    assert store < body.index("fence seq_cst") < body.index("load atomic i64")
+    blocks = dict(re.findall(r"^(\S+):[^\n]*\n((?:  .*\n|\n)*)", body[: body.index("\n}")] + "\n", re.MULTILINE))
+    (commit,) = (label for label, text in blocks.items() if "store atomic i64" in text)
+    store = blocks[commit].index("store atomic i64")
+    assert "release" in blocks[commit][store : blocks[commit].index("\n", store)]
+    assert store < blocks[commit].index("fence seq_cst")
+    todo, before = [next(iter(blocks))], set[str]()  # what can run without having passed the fence
+    while todo:
+        label = todo.pop()
+        before.add(label)
+        if label != commit:
+            todo += [name for name in re.findall(r"label %([\w.]+)", blocks[label]) if name not in before]
+    assert commit in before
+    looks = {label for label, text in blocks.items() if "load atomic i64" in text}
+    assert looks
+    assert not looks & before
 
 
 ADDER = Path(__file__).with_name("adder.py")

@@ -9,6 +9,7 @@ import json
 import sys
 
 from broker.core import layout
+from broker.core.batch import BATCH
 from stages import memory
 from stages.jit import PLAIN
 from tests.stages.filter import traffic, tunnel_traffic
@@ -34,6 +35,7 @@ def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
         memory.forbid_all()
         batch, state = judge.batch, judge.stage.state
         for at, size in (
+            (batch.at, BATCH.itemsize),
             (batch.block_at, layout.BLOCK.itemsize),
             (batch.packets_at, layout.PACKET.itemsize),
             (batch.verdicts_at, layout.VERDICT.itemsize),
