@@ -28,11 +28,12 @@ from bench import programs, workload
 from bench.brokers import NET, missing, other_hosts
 from bench.replay import count_packets
 from bench.rulesets import SHARED
+from broker.core.model import RingSizes
 
 TOOL = "{tunnel: {kind: gre, source: 192.0.2.1, remote: 192.0.2.9}}"
 C_SOURCE = SHARED / "peers" / "scripts" / "fileref.c"
 FIRST = {"dpkt": 20_000, "scapy": 2_000}
-RING_BLOCKS = 16
+RING_BLOCKS = RingSizes().blocks
 NULL = Path("/dev/null")
 
 

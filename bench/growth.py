@@ -54,7 +54,7 @@ def measure(quick: bool) -> Iterator[Row]:
     log.configure()
     with programs.scratch() as directory:
         capture = directory / "in.pcap"
-        workload.write_capture(capture, "imix", 4_000 if quick else 200_000)
+        workload.write_capture(capture, "imix", 6_000 if quick else 200_000)
         yield from _table("copies of a packet", _copies((1, 64) if quick else (1, 2, 4, 8, 16, 32, 64), capture, directory), "ns/frame")
         workload.write_capture(capture, "imix", 1_024 if quick else 16_384)
         packets = list(workload.frames_of(capture))

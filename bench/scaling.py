@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from bench.livecosts import live_costs
 from bench.model import Cost, Machine, Plan, Prediction, predict, spread
 from bench.report import Row, short
 from broker.core.layout import PATH
+from broker.core.model import RingSizes
 
 TOLERANCE = 0.15
 SOCKET_BYTES_PER_S = 160e9
@@ -42,7 +43,7 @@ N_PACKETS = {"64": 4_000_000, "imix": 2_000_000, "1514": 1_000_000}
 N_ROUNDS = 3
 QUIET = 0.05  # what others may take
 FUTURE_CORES = (8, 16, 64)
-BLOCK_PACKETS, BLOCK_BYTES = 1024, 262_144
+_RING = RingSizes()
 _RULES = rules(100, tagged=True)
 _COPY = """
 import numpy as np, sys, time
@@ -76,7 +77,7 @@ class Measured:
 
 def measure(quick: bool) -> Iterator[Row]:
     here = min(2, len(os.sched_getaffinity(0)))
-    bandwidth = {n: _bandwidth(n, 1 if quick else 20) for n in range(1, here + 1)}
+    bandwidth = {n: _bandwidth(n, 1 if quick else 20) for n in ((here,) if quick else range(1, here + 1))}
     for n, rate in bandwidth.items():
         yield Row("scaling", f"memory, copies on {n} cores", rate / 1e9, "GB/s")
     wrong: list[str] = []
@@ -84,7 +85,7 @@ def measure(quick: bool) -> Iterator[Row]:
         with programs.scratch() as directory:
             work = Work(directory, size, n_packets)
             work.write()
-            parts = _Parts(work, here)
+            parts = _Parts(work, (here,) if quick else range(1, here + 1))
             cases = [] if quick else _cases(here, parts.block_packets)
             runs: list[list[Measured]] = [[] for _ in cases]
             for _ in range(1 if quick else N_ROUNDS):
@@ -96,7 +97,7 @@ def measure(quick: bool) -> Iterator[Row]:
                 yield _checked(parts, case, measured, bandwidth[case.cores], wrong)
             yield from _futures(size, parts.costs(), parts.hand_over(here), bandwidth[here] / here, parts.block_packets)
     if not quick and os.geteuid() == 0:
-        yield from _futures("live, imix, gre", live_costs("imix"), 0.0, bandwidth[here] / here, BLOCK_PACKETS)
+        yield from _futures("live, imix, gre", live_costs("imix"), 0.0, bandwidth[here] / here, _RING.block_packets)
     if wrong:
         raise RuntimeError("; ".join(wrong))
 
@@ -104,12 +105,12 @@ def measure(quick: bool) -> Iterator[Row]:
 class _Parts:
     """What a packet and a block cost, the medians of some rounds."""
 
-    def __init__(self, work: Work, here: int) -> None:
+    def __init__(self, work: Work, cores: Iterable[int]) -> None:
         self._work, self.size = work, work.size
         self._mean_bytes = (work.capture.stat().st_size - 24) / work.n_packets  # of a packet, with its record header
-        self.block_packets = min(float(BLOCK_PACKETS), BLOCK_BYTES / self._mean_bytes)
+        self.block_packets = min(float(_RING.block_packets), _RING.block_bytes / self._mean_bytes)
         self._costs: list[dict[str, float]] = []
-        self._hand_overs: dict[int, list[float]] = {n: [] for n in range(1, here + 1)}
+        self._hand_overs: dict[int, list[float]] = {n: [] for n in cores}
 
     def measure(self, n_blocks: int) -> None:
         side = one_process("alone", _RULES, RING_BLOCKS)

@@ -87,7 +87,9 @@ class Scene:
         words = [sys.executable, "-m", "bench.stamps"]
         length = str(stamps.FRAME_BYTES + _OUTER_BYTES)
         receiver = subprocess.Popen(
-            self._aside(self.wires.c, [*words, "receive", "c0", length, str(_QUIET_S + 2 / rate)]), stdout=subprocess.PIPE, text=True
+            self._aside(self.wires.c, [*words, "receive", "c0", length, str(n), str(_QUIET_S + 2 / rate)]),
+            stdout=subprocess.PIPE,
+            text=True,
         )
         with receiver:
             assert receiver.stdout is not None
@@ -130,12 +132,13 @@ def measure(quick: bool) -> Iterator[Row]:
         held = limits(f"tapmesh-bench-{os.getpid()}", MEMORY_BYTES)
         with programs.scratch() as directory, held as group, scene(size, directory, group) as one:
             if size == times.sizes[0]:
-                yield from _whole(one, size, times, group)
+                yield from whole(one, size, times, group)
             else:
                 yield _rate(one, size, times)
 
 
-def _whole(one: Scene, size: str, times: Times, held: Limits) -> Iterator[Row]:
+def whole(one: Scene, size: str, times: Times, held: Limits) -> Iterator[Row]:
+    """All rows of one size. RuntimeError when a stamped packet is lost."""
     idle = _share(programs.family(one.agent), times.idle_s)
     yield Row("small", "idle: CPU of all processes", 100 * idle, "% of a core", {}, {"seconds": times.idle_s})
     yield _latency("idle, 10 packets/s", one.latencies(10.0, times.idle_stamps))

@@ -1,10 +1,10 @@
 """How long a packet takes through the broker: frames that carry the time they were sent at, and the kernel's time of their arrival.
 
 ``python -m bench.stamps send INTERFACE RATE N``           one frame after another
-``python -m bench.stamps receive INTERFACE LENGTH SECONDS``  prints `ready`, then what came as one JSON line: microseconds of each
+``python -m bench.stamps receive INTERFACE LENGTH N SECONDS``  prints `ready`, then what came as one JSON line: microseconds of each
 
 The receiver's kernel stamps a frame (SO_TIMESTAMPNS) when it reaches the packet socket, so the receiver may be slow. A filter lets it
-see frames of LENGTH only, so that others may pass beside them. It ends when nothing has come for SECONDS.
+see frames of LENGTH only, so that others may pass beside them. It ends with the Nth, or when nothing has come for SECONDS.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def send(interface: str, rate: float, n: int) -> None:
             due += 1 / rate
 
 
-def receive(interface: str, length: int, seconds: float) -> list[float]:
+def receive(interface: str, length: int, n: int, seconds: float) -> list[float]:
     code = struct.pack("HBBI" * 4, 0x80, 0, 0, 0, 0x15, 0, 1, length, 0x06, 0, 0, 0x40000, 0x06, 0, 0, 0)  # the length, or nothing
     program = ctypes.create_string_buffer(code)
     found: list[float] = []
@@ -55,11 +55,11 @@ def receive(interface: str, length: int, seconds: float) -> list[float]:
         tap.bind((interface, _ETH_P_ALL))
         print("ready", flush=True)
         tap.settimeout(seconds)
-        while True:
+        while len(found) < n:
             try:
                 data, ancillary, _, _ = tap.recvmsg(2048, 256)
             except TimeoutError:
-                return found
+                break
             at = data.find(_MAGIC)
             if at < 0:
                 continue
@@ -68,10 +68,11 @@ def receive(interface: str, length: int, seconds: float) -> list[float]:
                 if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
                     s, ns = struct.unpack("qq", value)
                     found.append((s * 1_000_000_000 + ns - sent_ns) / 1000)
+    return found
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "send":
         send(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
     else:
-        print(json.dumps(receive(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))))
+        print(json.dumps(receive(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))))

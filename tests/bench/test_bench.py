@@ -14,7 +14,6 @@ from bench import workload
 from bench.__main__ import BENCHES
 from bench.replay import count_packets
 from tests import libpcap
-from tests.bench.limited import needs_limits
 from tests.classbench import needs_rule_sets
 from tests.netns import needs_root
 
@@ -30,11 +29,11 @@ NEEDS = {
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
     "live": (pytest.mark.root, needs_root),
-    "small": (pytest.mark.root, needs_root, needs_limits),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES])
+# tests/live/test_small.py runs that one, on an agent that it has anyway.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES if name != "small"])
 def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
     run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
