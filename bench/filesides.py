@@ -3,7 +3,7 @@
 | side | what counts, per packet |
 |---|---|
 | ours | user and system time of all workers, from when every one is up to the end of the traffic |
-| one process | the same stages by `bench.alone`: from the second block to the last |
+| one process | the same stages by `bench.alone`: from the first block to the last |
 | tcpdump, C | the whole process less what it takes for an empty capture |
 | dpkt, scapy | the loop; they get the first packets only |
 

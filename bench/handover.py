@@ -1,8 +1,8 @@
-"""``python -m bench.handover WORK_NS N_BLOCKS N_CORES``: what it costs to hand a block on, with the real ring, doorbell and loop.
+"""``python -m bench.handover WORK_NS N_BLOCKS N_CORES WORKERS``: what it costs to hand a block on, with the real ring, doorbell and loop.
 
-Four processes as in a lane, one of each stage, pass blocks that are empty. In each of them a stage is busy for as long as WORK_NS says
-(capture, filter, encapsulate, send, with commas between), for how often a neighbour is found asleep depends on that. What they use beyond
-this is the hand-over. Prints one JSON line: ns of CPU time for each block and stage; sleeps and rings for each block.
+Processes as in a lane, WORKERS of each stage, pass blocks that are empty. In each of them a stage is busy for as long as WORK_NS says, for
+how often a neighbour is found asleep depends on that (both: capture, filter, encapsulate, send, with commas between). What they use
+beyond this is the hand-over. Prints one JSON line: ns of CPU time for each block and stage; sleeps and rings for each block.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from bench import programs
 from broker.cli.common import quiet_logs
-from broker.core import layout, log
+from broker.core import log
 from broker.core.batch import Batch
 from broker.core.generations import write_generation
 from broker.core.layout import PATH, Geometry
@@ -31,6 +31,7 @@ from stages import atomics
 
 _PATIENCE_S = 60.0
 _GEOMETRY = Geometry(max_packets=1, max_frames=1, header_bytes=64)
+Workers = Sequence[int]
 
 
 class Busy:
@@ -73,24 +74,26 @@ class Busy:
         """It holds nothing."""
 
 
-def measure(work_ns: Sequence[int], n_blocks: int, n_cores: int) -> dict[str, float]:
+def measure(work_ns: Sequence[int], n_blocks: int, n_cores: int, workers: Workers) -> dict[str, float]:
     """Of two runs the difference, so that coming up and going down does not count."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-n_cores:])
     few = max(1, n_blocks // 5)
-    first, second = _pass(work_ns, few), _pass(work_ns, few + n_blocks)
+    first, second = _pass(work_ns, few, workers), _pass(work_ns, few + n_blocks, workers)
     return {what: (second[what] - first[what]) / n_blocks / len(PATH) for what in first}
 
 
-def _pass(work_ns: Sequence[int], n_blocks: int) -> dict[str, float]:
+def _pass(work_ns: Sequence[int], n_blocks: int, workers: Workers) -> dict[str, float]:
     """In all: ns that were not work, sleeps, rings."""
     name = f"bench-handover-{os.getpid()}"
-    pipeline = create_pipeline(name, [_GEOMETRY])
-    children: dict[str, int] = {}
+    _, n_filter, n_encapsulate, n_send = workers
+    pipeline = create_pipeline(name, [replace(_GEOMETRY, n_filter=n_filter, n_encapsulate=n_encapsulate, n_send=n_send)])
+    work = dict(zip(PATH, work_ns, strict=True))
+    children: dict[tuple[str, int], int] = {}
     try:
         write_generation(pipeline.directory, 1, Config("bench", (), (), ()), b"\0")
         pipeline.header[0]["generation"] = 1
-        for kind, ns in reversed(list(zip(PATH, work_ns, strict=True))):
-            children[kind] = _fork(pipeline, Busy(kind, ns, n_blocks), pipeline.directory / f"spent-{kind}")
+        for kind, worker in reversed(pipeline.lanes[0].geometry.workers):
+            children[kind, worker] = _fork(pipeline, Busy(kind, work[kind], n_blocks), worker)
         _await(pipeline, n_blocks)
         found = {"ns": float(programs.cpu_ns(children.values())), **{what: float(_live(pipeline, what)) for what in ("parks", "bells")}}
         for pid in children.values():
@@ -98,21 +101,21 @@ def _pass(work_ns: Sequence[int], n_blocks: int) -> dict[str, float]:
         for pid in children.values():
             if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                 raise RuntimeError("a worker ended with an error")
-        found["ns"] -= sum(int((pipeline.directory / f"spent-{kind}").read_text()) for kind in PATH)
+        found["ns"] -= sum(int(path.read_text()) for path in pipeline.directory.glob("spent-*"))
         return found
     finally:
         remove_pipeline(name)
 
 
-def _fork(pipeline: Pipeline, stage: Busy, report: Path) -> int:
+def _fork(pipeline: Pipeline, stage: Busy, worker: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         made: Any = stage
-        Runner(pipeline, Lane(0, ()), made, 0, atomics).run()
-        report.write_text(str(stage.spent_ns))
+        Runner(pipeline, Lane(0, ()), made, worker, atomics).run()
+        (pipeline.directory / f"spent-{stage.KIND}-{worker}").write_text(str(stage.spent_ns))
         status = 0
     finally:
         os._exit(status)
@@ -121,17 +124,19 @@ def _fork(pipeline: Pipeline, stage: Busy, report: Path) -> int:
 def _await(pipeline: Pipeline, n_blocks: int) -> None:
     memory = pipeline.lanes[0]
     end = time.monotonic() + _PATIENCE_S
-    while int(memory.workers[-1]["cursor"]) < n_blocks:
+    send = memory.workers[memory.geometry.row("send", 0) :][: memory.geometry.n_send]
+    while (passed := int(send["cursor"].min())) < n_blocks:
         if time.monotonic() > end:
-            raise RuntimeError(f"{int(memory.workers[-1]['cursor'])} of {n_blocks} blocks were passed in {_PATIENCE_S} s")
+            raise RuntimeError(f"{passed} of {n_blocks} blocks were passed in {_PATIENCE_S} s")
         time.sleep(0.005)
 
 
 def _live(pipeline: Pipeline, name: str) -> int:
-    return int(pipeline.lanes[0].live[: len(layout.PATH), index("", name)].sum())
+    return int(pipeline.lanes[0].live[:, index("", name)].sum())
 
 
 if __name__ == "__main__":
     quiet_logs()
     log.configure()
-    print(json.dumps(measure([int(word) for word in sys.argv[1].split(",")], int(sys.argv[2]), int(sys.argv[3]))))
+    work_ns, workers = ([int(word) for word in argument.split(",")] for argument in (sys.argv[1], sys.argv[4]))
+    print(json.dumps(measure(work_ns, int(sys.argv[2]), int(sys.argv[3]), workers)))

@@ -1,8 +1,8 @@
 """What a pipeline carries, from what its parts cost. Pure.
 
 ```
-one stage's packet takes   c = cpu + h / packets of a block          h: one hand-over; of a stage whose workers all visit each block, each
-limits, packets/s:         stage: lanes * workers / c                pays it, and only the rest is shared out
+one stage's packet takes   c = cpu * slowdown + h / packets of a block    h: one hand-over, which every worker of send pays for each block
+limits, packets/s:         stage: lanes * workers / c
                            cores: cores / sum of all c
                            memory: bytes per second / sum of all bytes per packet
 ```
@@ -30,11 +30,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machine:
-    """`hand_over_ns`: CPU time of a stage for each block, beyond its work."""
+    """`hand_over_ns`: CPU time of a stage for each block, beyond its work, with all cores busy. `slowdown`: how many times as long a core
+    takes for its work while the others are busy too: they may be halves of one."""
 
     cores: int
     memory_bytes_per_s: float
     hand_over_ns: float
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def predict(costs: Sequence[Cost], machine: Machine, plan: Plan) -> Prediction:
         workers = plan.of(cost.kind)
         hand_over = machine.hand_over_ns / plan.block_packets if cost.hands_over else 0.0
         paid = workers if cost.kind in VISITS_ALL else 1  # times that a block is handed over
-        total_ns += cost.cpu_ns + paid * hand_over
-        one_worker_ns = (cost.cpu_ns + paid * hand_over) / workers
+        ns = machine.slowdown * cost.cpu_ns + paid * hand_over
+        total_ns += ns
+        one_worker_ns = ns / workers
         limits[cost.kind] = plan.lanes * 1e9 / one_worker_ns
     memory_bytes = sum(cost.memory_bytes for cost in costs)
     limits["cores"] = machine.cores * 1e9 / total_ns

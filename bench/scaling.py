@@ -3,13 +3,14 @@
 | figure | measured by |
 |---|---|
 | a stage's CPU time for a packet | `bench.alone`: all stages in one process, over as many blocks as a ring has |
-| a hand-over | `bench.handover`: the real ring, bells and loop with stages that are busy for as long, on one core and on two |
+| the same on all cores at once | as many such processes: cores of a virtual machine may be halves of one |
+| a hand-over | `bench.handover`: the real ring, bells and loop, the cores and workers of the case, stages that are busy for as long |
 | memory | copies between arrays larger than the caches, on one core and on all at once, a CPU second; reads and writes counted |
 | bytes of a packet | reckoned (`_traffic`): a virtual machine has no counter to read |
 
-`model.py` predicts from these, and the pipeline itself is measured: on one core, on two, with another filter worker, with another
-encapsulate worker, and two processes at once that do all stages without a hand-over, as lanes do that share nothing. Where a prediction
-is more than TOLERANCE off the exit status is 1, and also where others took more than QUIET of the cores, so that nothing can be said.
+`model.py` predicts from these, and the pipeline itself is measured: on one core, on two, with another filter worker and with another
+encapsulate worker. Where a prediction is more than TOLERANCE off the exit status is 1, and also where others took more than QUIET of
+the cores, so that nothing can be said.
 
 Send stays alone: a file is written by one worker. Rows for machines that are not here say what would be the limit there; memory is taken
 to grow with the cores up to SOCKET_BYTES_PER_S, which is an assumption. Those of `live` are made of `livecosts.py`.
@@ -25,8 +26,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import programs
@@ -64,7 +65,6 @@ class Case:
     cores: int
     plan: Plan
     words: str
-    alone: bool = False  # every lane is one process, without hand-overs
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,22 @@ def measure(quick: bool) -> Iterator[Row]:
         with programs.scratch() as directory:
             work = Work(directory, size, n_packets)
             work.write()
-            parts = _Parts(work, (here,) if quick else range(1, here + 1))
-            cases = [] if quick else _cases(here, parts.block_packets)
+            parts = _Parts(work)
+            cases = _cases(here, parts.block_packets)[-1:] if quick else _cases(here, parts.block_packets)
             runs: list[list[Measured]] = [[] for _ in cases]
             for _ in range(1 if quick else N_ROUNDS):
-                parts.measure(100 if quick else 4_000)
-                for found, case in zip(runs, cases, strict=True):
+                parts.measure(cases, 100 if quick else 4_000, here)
+                for found, case in zip(runs, [] if quick else cases, strict=not quick):
                     found.append(_measured(work, case))
-            yield parts.row()
+            yield from parts.rows()
             for case, measured in zip(cases, runs, strict=True):
-                yield _checked(parts, case, measured, bandwidth[case.cores], wrong)
-            yield from _futures(size, parts.costs(), parts.hand_over(here), bandwidth[here] / here, parts.block_packets)
+                if measured:
+                    yield _checked(parts, case, measured, bandwidth[case.cores], wrong)
+            machine = Machine(here, bandwidth[here], parts.hand_over(cases[-1]), parts.slowdown)
+            yield from _futures(size, parts.costs(), machine, parts.block_packets)
     if not quick and os.geteuid() == 0:
-        yield from _futures("live, imix, gre", live_costs("imix"), 0.0, bandwidth[here] / here, _RING.block_packets)
+        machine = Machine(here, bandwidth[here], 0.0)
+        yield from _futures("live, imix, gre", live_costs("imix"), machine, _RING.block_packets)
     if wrong:
         raise RuntimeError("; ".join(wrong))
 
@@ -105,45 +108,55 @@ def measure(quick: bool) -> Iterator[Row]:
 class _Parts:
     """What a packet and a block cost, the medians of some rounds."""
 
-    def __init__(self, work: Work, cores: Iterable[int]) -> None:
+    def __init__(self, work: Work) -> None:
         self._work, self.size = work, work.size
         self._mean_bytes = (work.capture.stat().st_size - 24) / work.n_packets  # of a packet, with its record header
         self.block_packets = min(float(_RING.block_packets), _RING.block_bytes / self._mean_bytes)
         self._costs: list[dict[str, float]] = []
-        self._hand_overs: dict[int, list[float]] = {n: [] for n in cores}
+        self._slowdowns: list[float] = []
+        self._hand_overs: dict[str, list[float]] = {}
 
-    def measure(self, n_blocks: int) -> None:
+    def measure(self, cases: Sequence[Case], n_blocks: int, here: int) -> None:
         side = one_process("alone", _RULES, RING_BLOCKS)
         total, times = side.run(self._work, NULL), side.detail["stages_ns"]
         # CPU time is what counts; of the stages only wall time is known, and on a busy machine it is more.
         self._costs.append({kind: total * spent / sum(times.values()) for kind, spent in times.items()})
-        work_ns = ",".join(str(round(ns * self.block_packets)) for ns in self._costs[-1].values())
-        for n, found in self._hand_overs.items():
-            command = [sys.executable, "-m", "bench.handover", work_ns, str(n_blocks), str(n)]
-            found.append(max(0.0, float(told(command)["ns"])))
+        together = [float(said["cpu_ns"]) / float(said["packets"]) for said in _alone(self._work, here)] if here > 1 else [total]
+        self._slowdowns.append(max(1.0, statistics.mean(together) / total))
+        for case in cases:
+            slowdown = self._slowdowns[-1] if case.cores > 1 else 1.0
+            work_ns = ",".join(str(round(slowdown * ns * self.block_packets)) for ns in self._costs[-1].values())
+            workers = ",".join(str(case.plan.of(kind)) for kind in PATH)
+            command = [sys.executable, "-m", "bench.handover", work_ns, str(n_blocks), str(case.cores), workers]
+            self._hand_overs.setdefault(case.words, []).append(max(0.0, float(told(command)["ns"])))
+
+    @property
+    def slowdown(self) -> float:
+        return statistics.median(self._slowdowns)
 
     def costs(self) -> list[Cost]:
         moved = _traffic(self._mean_bytes)
         return [Cost(kind, statistics.median(found[kind] for found in self._costs), moved[kind]) for kind in PATH]
 
-    def hand_over(self, n_cores: int) -> float:
-        return statistics.median(self._hand_overs[n_cores])
+    def hand_over(self, case: Case) -> float:
+        return statistics.median(self._hand_overs[case.words])
 
-    def row(self) -> Row:
+    def rows(self) -> Iterator[Row]:
         costs = self.costs()
         detail = {
             "stages_ns": {cost.kind: short(cost.cpu_ns) for cost in costs},
             "stages_bytes": {cost.kind: round(cost.memory_bytes) for cost in costs},
-            "hand_over_ns_per_block": {f"{n} cores": round(self.hand_over(n)) for n in self._hand_overs},
+            "hand_over_ns_per_block": {words: round(statistics.median(found)) for words, found in self._hand_overs.items()},
             "block_packets": round(self.block_packets),
         }
-        case = f"{self._work.size}, all stages without a hand-over"
-        return Row("scaling", case, sum(cost.cpu_ns for cost in costs), "ns/packet", {}, detail)
+        case = f"{self.size}, all stages without a hand-over"
+        yield Row("scaling", case, sum(cost.cpu_ns for cost in costs), "ns/packet", {}, detail)
+        yield Row("scaling", f"{self.size}, the same on all cores at once", self.slowdown, "times as long")
 
 
 def _checked(parts: _Parts, case: Case, measured: list[Measured], bandwidth: float, wrong: list[str]) -> Row:
     """`wrong` gets a sentence when the prediction is off, or when others were at work, so that nothing can be said."""
-    machine = Machine(case.cores, bandwidth, 0 if case.alone else parts.hand_over(case.cores))
+    machine = Machine(case.cores, bandwidth, parts.hand_over(case), parts.slowdown if case.cores > 1 else 1.0)
     found = predict(parts.costs(), machine, case.plan)
     rate, others = statistics.median(one.packets_per_s for one in measured), statistics.median(one.others for one in measured)
     share = found.packets_per_s / rate
@@ -159,9 +172,9 @@ def _checked(parts: _Parts, case: Case, measured: list[Measured], bandwidth: flo
     return Row("scaling", words, rate, "packets/s", {}, detail)
 
 
-def _futures(case: str, costs: Sequence[Cost], hand_over: float, core_bandwidth: float, block_packets: float) -> Iterator[Row]:
+def _futures(case: str, costs: Sequence[Cost], here: Machine, block_packets: float) -> Iterator[Row]:
     for cores in FUTURE_CORES:
-        machine = Machine(cores, min(SOCKET_BYTES_PER_S, core_bandwidth * cores), hand_over)
+        machine = replace(here, cores=cores, memory_bytes_per_s=min(SOCKET_BYTES_PER_S, here.memory_bytes_per_s / here.cores * cores))
         tight = _tight(costs, machine, block_packets)
         yield _future(f"{case}, {cores} cores, one lane, a worker more wherever it is tight", costs, machine, tight)
         yield _future(f"{case}, {cores} cores, as many lanes as fit", costs, machine, spread(costs, cores, block_packets))
@@ -176,7 +189,6 @@ def _cases(here: int, block_packets: float) -> list[Case]:
         Case(2, one, "2 cores"),
         Case(2, Plan(1, {"filter": 2}, block_packets), "2 cores, 2 filter workers"),
         Case(2, Plan(1, {"encapsulate": 2}, block_packets), "2 cores, 2 encapsulate workers"),
-        Case(2, Plan(2, {}, block_packets), "2 cores, a process for all stages on each", alone=True),
     ]
 
 
@@ -213,14 +225,17 @@ def _measured(work: Work, case: Case) -> Measured:
     config.write_text(programs.config_text(work.capture, TOOL, _RULES) + f"stages: {{{workers}}}\n")
     cores = _cores(case.cores)
     before, mine, began = _busy_s(cores), _children_s(), time.monotonic()
-    if case.alone:
-        command = [sys.executable, "-m", "bench.alone", str(work.capture), str(config), str(NULL), str(RING_BLOCKS), "wait"]
-        said = [json.loads(line) for line in _at_once(command, case.cores)]
-        rate = sum(1e9 * float(one["packets"]) / float(one["wall_ns"]) for one in said)
-    else:
-        rate = float(replay(work, config, NULL, ["taskset", "-c", ",".join(map(str, cores))])[0]["packets_per_s"])
+    rate = float(replay(work, config, NULL, ["taskset", "-c", ",".join(map(str, cores))])[0]["packets_per_s"])
     others_s = _busy_s(cores) - before - (_children_s() - mine)
     return Measured(rate, max(0.0, others_s) / (time.monotonic() - began) / len(cores))
+
+
+def _alone(work: Work, n: int) -> list[dict[str, float]]:
+    """What `bench.alone` says on each of `n` cores at once."""
+    config = work.directory / "scaling.yaml"
+    config.write_text(programs.config_text(work.capture, TOOL, _RULES))
+    command = [sys.executable, "-m", "bench.alone", str(work.capture), str(config), str(NULL), str(RING_BLOCKS), "wait"]
+    return [json.loads(line) for line in _at_once(command, n)]
 
 
 def _busy_s(cores: Sequence[int]) -> float:

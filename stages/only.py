@@ -47,25 +47,28 @@ class Chain:
     shared: tuple[NDArray[Any], ...]
 
     def play(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """Every block that the source gives, in turn in one of `batches`, when the last stage has done with it."""
+        """Every block that the source gives, when the last stage has done with it. Each stage does as many blocks as there are `batches`
+        before the next one begins: so many lie between two processes of a pipeline, and with one a block stays in the nearest cache."""
         source, *others = self.stages
         source = cast(Source, source)
         seq = 0
-        while True:
-            batch = batches[seq % len(batches)]
-            batch.seq = seq
-            batch.block["generation"] = 1
-            if source.step(batch) <= 0:
-                if source.finished:
-                    return
+        while not source.finished:
+            filled: list[Batch] = []
+            for batch in batches:
+                batch.seq = seq
+                batch.block["generation"] = 1
+                if source.step(batch) <= 0:
+                    break
+                seq += 1
+                batch.block["seq"] = seq
+                filled.append(batch)
+            if not filled and not source.finished:
                 await_source(source)
-                continue
-            batch.block["seq"] = seq + 1
             for stage in others:
-                while stage.step(batch) == AGAIN:  # it waits a little by itself
-                    pass
-            yield batch
-            seq += 1
+                for batch in filled:
+                    while stage.step(batch) == AGAIN:  # it waits a little by itself
+                        pass
+            yield from filled
 
     def close(self) -> None:
         for stage in self.stages:

@@ -66,3 +66,9 @@ def test_what_the_kernel_does_is_a_stage_without_a_hand_over() -> None:
 def test_lanes_are_as_many_as_have_a_core_for_each_stage() -> None:
     assert [spread(COSTS, cores, 1024).lanes for cores in (1, 2, 8, 64)] == [1, 1, 2, 16]
     assert Plan(2, {"filter": 3}).processes(COSTS) == 12
+
+
+def test_cores_that_are_halves_of_one_take_longer_for_the_work_and_not_for_the_hand_over() -> None:
+    found = predict(COSTS, Machine(2, 1e12, 10_000, slowdown=1.5), Plan(block_packets=1000))
+    assert found.cpu_ns == pytest.approx(1.5 * 140 + 4 * 10)
+    assert (found.limit, found.packets_per_s) == ("cores", pytest.approx(2e9 / 250))
