@@ -95,14 +95,14 @@ def nothing(wires: Wires, _directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def c_broker(mode: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def c_broker(mode: str, *options: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     @contextlib.contextmanager
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         program = directory / "cbroker"
         if not program.exists():
             programs.run(["cc", "-O3", "-march=native", "-w", "-o", str(program), str(C_SOURCE)])
         wires.drop_at_ingress()
-        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE]
+        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE, *options]
         with background(pinned(wires.command(wires.b, command))) as running:
             yield running
 
@@ -140,14 +140,14 @@ def mirred(wires: Wires, directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def ours(tunnel: str, backend: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     """The broker with one worker of each stage and one tool."""
 
     @contextlib.contextmanager
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         wires.drop_at_ingress()
         config = directory / "live.yaml"
-        config.write_text(agent_config(tunnel))
+        config.write_text(agent_config(tunnel, backend))
         with programs.agent(config, pinned(wires.command(wires.b, []))) as process:
             pipeline = when_up(process)
             yield Running(lambda: programs.family(process.pid), lambda: _stages(pipeline))
@@ -155,13 +155,13 @@ def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]
     return start
 
 
-def agent_config(tunnel: str) -> str:
+def agent_config(tunnel: str, backend: str = "auto") -> str:
     """Of an agent with one tool."""
     rules = [f"host {host} and port {port}" for host, port in other_hosts()] + [f"net {NET}", f"vlan and net {NET}"]
     lines = [
         "node: bench",
         "inputs: {span: {kind: afpacket, interface: b0}}",
-        f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}}}}}",
+        f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}, backend: {backend}}}}}",
         "maps:",
         "  - name: selected",
         "    rules:",

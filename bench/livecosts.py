@@ -18,7 +18,7 @@ def live_costs(size: str) -> list[Cost]:
         workload.write_capture(capture, size, N_FRAMES)
         passes = [_is_ipv4(frame) for frame in workload.frames_of(capture)]
         alone = _turn(Side("nothing", nothing), capture, passes, _SECONDS, directory)
-        turn = _turn(Side("gre", ours("kind: gre, key: 1")), capture, passes, _SECONDS, directory)
+        turn = _turn(Side("gre", ours("kind: gre, key: 1", "auto")), capture, passes, _SECONDS, directory)
     receive_ns = max(1.0, (turn.generator_ns - alone.generator_ns) * turn.sent / max(1, turn.arrived))
     stages = [Cost(kind, max(1.0, stage["cpu_ns"]), 0.0, hands_over=False) for kind, stage in turn.stages.items()]
     return [Cost("kernel receive", receive_ns, 0.0, hands_over=False), *stages]

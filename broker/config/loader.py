@@ -133,7 +133,8 @@ def _tool(
     if isinstance(value, schema.TunnelTool):
         health = shaping.health(value.health)
         tunnel = Tunnel(**value.tunnel.model_dump())
-        return replace(made, tunnel=tunnel, receiver=value.receiver, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
+        copied = {key: getattr(value, key) for key in ("receiver", "oversize", "mtu_bytes", "backend")}
+        return replace(made, tunnel=tunnel, health=health, **copied)
     if isinstance(value, tools.InterfaceTool):
         return replace(made, interface=value.interface, qdisc_bypass=value.qdisc_bypass)
     if isinstance(value, tools.StreamTool):

@@ -67,7 +67,8 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+        keys = ("kind", "interface", "promiscuous", "ring_bytes", "latency_ms", "capture_own", "dedicated", "prefilter", "shed")
+        return {key: getattr(value, key) for key in keys}
     if value.kind == "tunnel":
         given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
         given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}
@@ -83,7 +84,7 @@ def _tool(value: Tool) -> dict[str, Any]:
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
     receiver = {"receiver": value.receiver} if value.receiver else {}
-    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, "backend": value.backend, **health}
 
 
 def _bare(value: Tool) -> dict[str, Any]:

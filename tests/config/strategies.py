@@ -106,7 +106,9 @@ def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
     kind = draw(st.sampled_from(["tunnel", "file", "rotation", "interface", "stream"]))
     made = draw(st.sampled_from(["pcap", "pcapng"]))
     if kind == "tunnel":
-        return Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"])))
+        tunnel = draw(tunnels())
+        backends = ["auto", "socket", "packet"] + (["segment"] if tunnel.udp_port else [])
+        return Tool(name, tunnel=tunnel, receiver=draw(st.sampled_from(["", "tshark"])), backend=draw(st.sampled_from(backends)))
     if kind == "interface":
         return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))
     if kind == "file":
@@ -229,8 +231,9 @@ def configs(draw: st.DrawFn) -> Config:
     for n, name in enumerate(some(1)):
         kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
         if kind == "afpacket":
-            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
-            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own")}
+            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30)), "latency_ms": draw(st.integers(1, 250))}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own", "dedicated", "shed")}
+            switches["prefilter"] = draw(st.sampled_from(["auto", "on", "off"]))
             inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
         elif kind == "tunnel":
             inputs.append(draw(endpoints(name, n)))
