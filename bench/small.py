@@ -29,7 +29,6 @@ from bench.live import N_FRAMES, _is_ipv4, _settled
 from bench.memory import MIB, footprint
 from bench.report import Row
 from bench.wires import Wires, wires
-from stages.warm import warm
 
 MEMORY_BYTES = 512 << 20
 LOWEST, HIGHEST = 5_000.0, 640_000.0
@@ -107,6 +106,7 @@ def scene(size: str, directory: Path, held: Limits) -> Iterator[Scene]:
     capture, config = directory / "in.pcap", directory / "small.yaml"
     workload.write_capture(capture, size, N_FRAMES)
     config.write_text(agent_config("kind: gre, key: 1"))
+    programs.run([sys.executable, "-c", "from stages.warm import warm; warm(print)"])  # compiling takes more memory than running
     passes = [_is_ipv4(frame) for frame in workload.frames_of(capture)]
     with contextlib.ExitStack() as closing:
         lines = closing.enter_context(wires())
@@ -126,7 +126,6 @@ def measure(quick: bool) -> Iterator[Row]:
         raise RuntimeError("needs root: network namespaces, raw sockets and control groups")
     if absent := missing(commands=("ip", "tc", "taskset")):
         raise RuntimeError(absent)
-    warm(lambda line: print(line, file=sys.stderr))  # compiling takes more memory than running
     times = QUICK if quick else Times()
     for size in times.sizes:
         held = limits(f"tapmesh-bench-{os.getpid()}", MEMORY_BYTES)
