@@ -1,4 +1,7 @@
-"""Questions to the kernel about routes, links, addresses and traffic control, and orders to it (netlink(7), rtnetlink(7))."""
+"""Questions to the kernel about routes, links, addresses, traffic control and rules, orders to it, and its news (netlink(7), rtnetlink(7)).
+
+Nothing here is asked per packet.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import os
 import socket
 import struct
 
-_NETLINK_ROUTE = 0
+ROUTE, XFRM, NETFILTER = 0, 6, 12
+"""Protocols (linux/netlink.h)."""
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 CREATE, EXCLUSIVE = 0x400, 0x200
@@ -35,23 +39,23 @@ def attributes(body: bytes, at: int = 0) -> dict[int, bytes]:
 
 def ask(message: int, body: bytes) -> list[tuple[int, bytes]]:
     """One question; (type, body) of what the kernel answers. OSError as it puts it."""
-    return _talk(message, _ACK, body)
+    return _talk(ROUTE, message, _ACK, body)
 
 
-def dump(message: int, body: bytes) -> list[bytes]:
+def dump(message: int, body: bytes, protocol: int = ROUTE) -> list[bytes]:
     """The bodies of all there are."""
-    return [answer for _, answer in _talk(message, _DUMP, body)]
+    return [answer for _, answer in _talk(protocol, message, _DUMP, body)]
 
 
 def order(message: int, body: bytes, flags: int = 0) -> None:
     """OSError as the kernel puts it when it refuses."""
-    _talk(message, _ACK | flags, body)
+    _talk(ROUTE, message, _ACK | flags, body)
 
 
-def _talk(message: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+def _talk(protocol: int, message: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
     """The kernel answers before `send` returns, and each `recv` of a long answer has it write the next part: this does not wait."""
     found: list[tuple[int, bytes]] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as asking:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol) as asking:
         asking.send(_HEADER.pack(_HEADER.size + len(body), message, _REQUEST | flags, 1, 0) + body)
         while True:
             part, at = asking.recv(_MOST_BYTES), 0
@@ -67,3 +71,26 @@ def _talk(message: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
                 if kind == _DONE:
                     return found
                 found.append((kind, answer))
+
+
+class News:
+    """Has anything changed? `groups`: a mask of RTMGRP_* (linux/rtnetlink.h)."""
+
+    def __init__(self, groups: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, ROUTE)
+        self._socket.bind((0, groups))
+
+    def came(self) -> bool:
+        """Since it was asked last. What it was does not matter: who asks looks again."""
+        some = False
+        try:
+            while True:
+                self._socket.recv(1)  # the rest of a message is thrown away
+                some = True
+        except BlockingIOError:
+            return some
+        except OSError:  # ENOBUFS: more has come than fits
+            return True
+
+    def close(self) -> None:
+        self._socket.close()
