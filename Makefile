@@ -3,7 +3,8 @@
 #   make run     the embedded example, end to end          make test    the tests
 #   make lint    what CI asks of the text                  make bench   measurements, as JSON lines
 #   make ci      lint and test                             make clean   forget everything that was built
-#   make lock    pin the newest dependencies (needs uv)
+#   make lock    pin the newest dependencies (needs uv)    make kernels compile the kernels now, not at the first start
+#   make slim    in SLIM=build/slim, an agent without numba: its kernels are compiled for CPU=x86-64-v3 and whatever has more
 
 PYTHON_NAMES = python3.11 python3 python3.12 python3.13 python3.14
 PIP = .venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --require-hashes --only-binary :all:
@@ -14,15 +15,30 @@ BENCH_ARGS ?=
 
 export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
 
-.PHONY: run test lint bench ci lock clean
+.PHONY: run test lint bench ci lock clean kernels slim
+
+SLIM ?= build/slim
+CPU ?= x86-64-v3
 
 run: .venv/agent.stamp
 	.venv/bin/tapmesh run --demo
 
 # Kernels are compiled first: tests wait for processes, and each test process would compile them for itself.
-test: .venv/test.stamp
-	.venv/bin/python -c 'from stages.warm import warm; warm(print)'
+test: .venv/test.stamp kernels
 	.venv/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
+
+kernels: .venv/agent.stamp
+	@.venv/bin/python -c 'from stages.warm import warm; warm(print)'
+
+slim: .venv/agent.stamp
+	rm -rf $(SLIM) build/wheel
+	.venv/bin/python -m venv --without-pip $(SLIM)
+	$(subst -m pip,-m pip --python $(SLIM)/bin/python,$(PIP)) -r requirements/slim.txt
+	.venv/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir build/wheel .
+	.venv/bin/python -m pip --python $(SLIM)/bin/python --disable-pip-version-check install --quiet --no-deps --no-index build/wheel/tapmesh-*.whl
+	find $(SLIM)/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -r {} +
+	.venv/bin/python -m stages compile --cpu $(CPU) --out $$(echo $(SLIM)/lib/python3*/site-packages/stages)/kernels.so
+	@du -sh $(SLIM)
 
 lint: .venv/dev.stamp
 	.venv/bin/ruff check
@@ -63,6 +79,7 @@ LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashe
 lock:
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) pyproject.toml --extra agent -o requirements/agent.txt
+	$(LOCK) pyproject.toml --extra slim -c requirements/agent.txt -o requirements/slim.txt
 	$(LOCK) pyproject.toml --extra agent --extra test -c requirements/agent.txt -o requirements/test.txt
 	$(LOCK) pyproject.toml --extra agent --extra test --extra dev -c requirements/test.txt -o requirements/dev.txt
 

@@ -4,7 +4,7 @@ python -m stages host --pipeline NAME                                  the stage
 python -m stages KIND --pipeline NAME [--lane L] [--worker W]          one worker, for supervisord, systemd or a shell
 python -m stages only STAGE --directory DIR --dump FILE                one stage alone, what it wrote as JSON lines
 python -m stages judge                                                 what a policy does with packets: stages/judge/process.py
-python -m stages compile                                               fill the kernel cache
+python -m stages compile [--cpu CPU] [--out FILE]                      compile the kernels, so that nobody has to wait for it later
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     only.add_argument("--directory", type=Path, required=True, help="holds generation-1 and policy-1")
     only.add_argument("--dump", required=True, metavar="FILE", help="'-' for standard output")
     commands.add_parser("judge", help="say what a policy does with the packets that come on standard input, and why")
-    commands.add_parser("compile", help="fill the kernel cache")
+    build = commands.add_parser("compile", help="compile the kernels, so that nobody has to wait for it later")
+    build.add_argument("--cpu", default="host", help="host (default), or a level such as x86-64-v3, for machines that have at least that")
+    build.add_argument("--out", type=Path, metavar="FILE", help="the shared object (default: in the cache directory)")
     return parser
 
 
@@ -46,7 +48,7 @@ def main() -> int:
         if arguments.command == "compile":
             from stages.warm import compile_here
 
-            compile_here()
+            compile_here(arguments.out, arguments.cpu)
             return 0
         if arguments.command == "host":
             from stages.host import Host

@@ -19,7 +19,7 @@ from broker.core.errors import TapmeshError
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = (
     "stages/**/*.py",
-    *(f"broker/core/{name}.py" for name in ("flow_layout", "layout", "metrics", "rule_counts", "senders")),
+    *(f"broker/core/{name}.py" for name in ("batch", "flow_layout", "layout", "metrics", "ring", "rule_counts", "senders", "stage")),
     "broker/config/policy/*.py",
 )
 _WITHOUT = "stages/judge/"  # has no kernels of its own
@@ -37,24 +37,19 @@ def _sources() -> Iterator[tuple[str, Path]]:
                 yield name, path
 
 
-def _digest() -> str:
+def digest() -> str:
+    """Of all that kernels are made of."""
     digest = hashlib.sha256()
     for name, path in _sources():
         digest.update(name.encode() + b"\0" + path.read_bytes())
-    facts = (
-        sys.version,
-        importlib.metadata.version("numba"),
-        importlib.metadata.version("llvmlite"),
-        os.environ.get("NUMBA_BOUNDSCHECK", ""),
-    )
-    digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 
 
 def complete(directory: Path) -> Path:
-    """The file that says that all kernels are in the directory. Its name says where the sources lie and when they were written, for numba
-    asks that too: it takes nothing that was compiled of a copy of them, or before they were installed again."""
-    facts = (str(_ROOT), *((name, path.stat().st_mtime_ns) for name, path in _sources()))
+    """The file that says that numba has all kernels in the directory. Its name says what numba asks, too: it takes nothing that was made by
+    another version, of a copy of the sources, or before they were installed again."""
+    versions = (sys.version, importlib.metadata.version("numba"), importlib.metadata.version("llvmlite"))
+    facts = (versions, str(_ROOT), *((name, path.stat().st_mtime_ns) for name, path in _sources()))
     return directory / f"complete-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
@@ -67,24 +62,35 @@ def base_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tapmesh"
 
 
+def directory(sources: str) -> Path:
+    """Of the sources with that digest; it need not be there."""
+    checked = os.environ.get("NUMBA_BOUNDSCHECK", "0")
+    return base_directory() / f"kernels-{sources}{'' if checked in ('', '0') else '-checked'}"
+
+
 def use() -> Path:
     """Make the directory and return it. CacheError in words when it cannot be made, or is not safe to take code from."""
-    directory = base_directory() / f"kernels-{_digest()}"
+    made = directory(digest())
     try:
-        new = not directory.exists()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = directory.stat()
-        if owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
-            raise CacheError(f"{directory}: holds code, but others than this user can write it; remove it or set TAPMESH_CACHE_DIR")
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise CacheError(f"{directory}: not writable; set TAPMESH_CACHE_DIR to a directory of this user")
+        new = not made.exists()
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(made)
+        if not os.access(made, os.W_OK | os.X_OK):
+            raise CacheError(f"{made}: not writable; set TAPMESH_CACHE_DIR to a directory of this user")
         if new:
-            _forget_old(directory)
+            _forget_old(made)
     except OSError as error:
         raise CacheError(
-            f"{directory}: {error.strerror}; compiled kernels need a place: set TAPMESH_CACHE_DIR to a directory of this user"
+            f"{made}: {error.strerror}; compiled kernels need a place: set TAPMESH_CACHE_DIR to a directory of this user"
         ) from None
-    return directory
+    return made
+
+
+def check_owner(made: Path) -> None:
+    """CacheError when code in it could come from somebody else."""
+    owner = made.stat()
+    if owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
+        raise CacheError(f"{made}: holds code, but others than this user can write it; remove it or set TAPMESH_CACHE_DIR")
 
 
 def _forget_old(current: Path) -> None:

@@ -1,6 +1,6 @@
-"""Kernels ready to run: loaded from the cache or, when that is cold, compiled first by one throw-away process.
+"""Kernels ready to run: taken from where they were compiled or, when they were not, compiled first by one throw-away process.
 
-Compiling takes half a minute of CPU and 100 MB more than running does; on the agent's one vCPU it must not happen in every stage at once,
+Compiling takes a minute of CPU and 100 MB more than running does; on the agent's one vCPU it must not happen in every stage at once,
 and what it allocates must not stay.
 """
 
@@ -12,33 +12,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from broker.core.errors import TapmeshError
-from stages import cache
+from stages import ahead, build, cache
 from stages.registry import KINDS, import_stages
 
 _LOOK_S = 0.5
 
 
 def warm(progress: Callable[[str], None], kinds: Iterable[str] = KINDS) -> None:
-    """Have every kernel of these stages in this process. `progress` gets a line now and then while those of all stages are compiled."""
-    from stages import atomics, jit  # noqa: F401 - the ring's kernels are kernels too
+    """Have every kernel of these stages in this process. `progress` gets a line now and then while those of all stages are compiled.
 
-    if jit.PLAIN:
-        return
-    complete = cache.complete(jit.CACHE_DIRECTORY)
-    if not complete.exists():
-        lock = os.open(jit.CACHE_DIRECTORY / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    To be called before anything that imports a kernel: what is there then decides how this process gets all of them.
+    """
+    if ahead.choose()[0] == "jit" and not _is_compiled():
+        made = cache.use()
+        lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _wait_for(lock, progress)
-            if not complete.exists():
+            if not _is_compiled():
                 _compile_apart(progress)
-                complete.touch()
         finally:
             os.close(lock)
+    from stages import atomics, jit  # noqa: F401 - the ring's kernels are kernels too
+
     import_stages(kinds)
-    for _ in jit.warm_all():
-        pass
+    if jit.MODE == "jit":
+        for _ in jit.compile_all():
+            pass
+
+
+def _is_compiled() -> bool:
+    """Ahead, or else by numba."""
+    return ahead.choose()[0] != "jit" or cache.complete(cache.use()).exists()
 
 
 def _wait_for(lock: int, progress: Callable[[str], None]) -> None:
@@ -61,10 +68,30 @@ def _compile_apart(progress: Callable[[str], None]) -> None:
         raise TapmeshError(f"compiling the kernels failed with exit status {process.returncode}")
 
 
-def compile_here() -> None:
-    """What the throw-away process does."""
+def compile_here(out: Path | None, cpu: str) -> None:
+    """What the throw-away process does, and `python -m stages compile`; `out`: a place of its own, else that of this machine.
+
+    Without a linker numba's cache is filled instead: starts from there take longer, and numba has to stay.
+    """
+
+    def tell(line: str) -> None:
+        print(line, flush=True)  # noqa: T201 - read by `_compile_apart`
+
+    if out is not None:
+        build.build(out, cpu, tell)
+        return
+    if os.environ.get("TAPMESH_KERNELS") != "jit":
+        try:
+            build.linker()
+        except build.BuildError as error:
+            tell(str(error))
+        else:
+            build.build(cache.use() / f"{ahead.NAME}.so", cpu, tell)
+            return
+    os.environ["TAPMESH_KERNELS"] = "jit"
     from stages import atomics, jit  # noqa: F401
 
     import_stages()
-    for done, total, name in jit.warm_all():
-        print(f"compiling kernels {done}/{total}: {name}", flush=True)  # noqa: T201 - read by `_compile_apart`
+    for done, total, function, _ in jit.compile_all():
+        tell(f"compiling kernels {done}/{total}: {function.__qualname__}")
+    cache.complete(cache.use()).touch()

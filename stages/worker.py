@@ -13,7 +13,6 @@ from broker.core.errors import EXIT_CONFIG, PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.runner import Runner
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
-from stages import atomics
 from stages.registry import create
 
 _PR_SET_NAME = 15  # linux/prctl.h
@@ -43,6 +42,8 @@ def _stay_on(cpu: int, log: Any) -> None:
 def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     """Run until drained. Returns the exit status: 0, or EXIT_CONFIG when starting it again would be of no use."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
+    from stages import atomics  # a kernel may be imported once all are compiled: `warm`
+
     runner = None
     try:
         config = read_generation(pipeline.directory, int(pipeline.header[0]["generation"]), rules=False).config

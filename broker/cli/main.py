@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 
-from broker.cli import check, diff, explain, flows, receive, replay, run, status, top
 from broker.core.errors import TapmeshError
 
-COMMANDS = (run, check, explain, diff, replay, receive, status, top, flows)
+COMMANDS = ("run", "check", "explain", "diff", "replay", "receive", "status", "top", "flows")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """`only`: a command that is known to be meant; to import the others takes longer than most commands do."""
     made = argparse.ArgumentParser(prog="tapmesh", description="The open virtual packet broker")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    for command in (only,) if only in COMMANDS else COMMANDS:
+        importlib.import_module(f"broker.cli.{command}").add(commands)
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Operators' mistakes end here: told as they stand, exit status 1 (or what the command has chosen)."""
-    parsed = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = parser(given[0] if given else "").parse_args(given)
     try:
         status: int = parsed.main(parsed)
         sys.stdout.flush()

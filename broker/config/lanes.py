@@ -37,7 +37,7 @@ def lanes(config: Config) -> tuple[Lane, ...]:
     for live in (i for i in config.inputs if i.kind != "pcap"):
         size = config.stages.capture if live.kind == "afpacket" else 1
         group = _fanout_group(config.node, live, groups) if size > 1 else 0
-        found += [Lane(len(found) + n, (live,), group, size) for n in range(size)]
+        found += [Lane(len(found) + n, (live,), group, size, n) for n in range(size)]
     files = tuple(i for i in config.inputs if i.kind == "pcap")
     if files:
         found.append(Lane(len(found), files))

@@ -67,7 +67,8 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+        keys = ("kind", "interface", "promiscuous", "ring_bytes", "latency_ms", "capture_own", "dedicated", "prefilter", "shed")
+        return {key: getattr(value, key) for key in keys}
     if value.kind == "tunnel":
         given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
         given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}

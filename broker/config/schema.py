@@ -71,7 +71,15 @@ class AfPacketInput(Part):
     interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
+    latency_ms: Annotated[int, whole(1, 250)] = Field(_INPUT["latency_ms"], description="how long a packet may wait for others")
     capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+    prefilter: Annotated[Literal["auto", "on", "off"], choice("auto", "on", "off")] = Field(
+        _INPUT["prefilter"], description="let the kernel leave out what no map can want; auto: when capture cannot keep up"
+    )
+    shed: Annotated[bool, TRUTH] = Field(_INPUT["shed"], description="leave out whole flows when the kernel's ring overflows")
+    dedicated: Annotated[bool, TRUTH] = Field(
+        _INPUT["dedicated"], description="nothing else on this host wants what arrives there: it ends behind the capture"
+    )
 
 
 class TunnelInput(Part):

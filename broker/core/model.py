@@ -26,7 +26,11 @@ class Input:
     interface: str = ""  # afpacket
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
+    latency_ms: int = 16  # after which the kernel hands over a block that is not full
     capture_own: bool = False  # take packets of our own tunnels too
+    dedicated: bool = False  # nothing else on this host wants what arrives there
+    prefilter: Literal["auto", "on", "off"] = "auto"  # let the kernel leave out what no map can want; auto: when capture cannot keep up
+    shed: bool = True  # when that is not enough: whole flows, before the kernel's ring overflows
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
     listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE
@@ -323,6 +327,7 @@ class Lane:
     inputs: tuple[Input, ...]
     fanout_group: int = 0
     fanout_size: int = 1
+    member: int = 0  # which of its input's lanes
 
     @property
     def is_live(self) -> bool:

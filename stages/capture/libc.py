@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.jit import PLAIN
+from stages.jit import MODE
 
 recvmmsg: Any
 """(fd, mmsghdr[n] at, n, flags, timeout: 0) -> messages, -1: none (why is of no use to a kernel: who polls the socket finds out)."""
 
-if PLAIN:
+if MODE in ("plain", "ahead"):  # ahead: nobody calls them
     import ctypes
 
     _libc = ctypes.CDLL(None)

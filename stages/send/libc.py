@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.jit import PLAIN
+from stages.jit import MODE
 
 sendmmsg: Any
 writev: Any
 errno_location: Any
 """Gives the address of the errno of the last call."""
 
-if PLAIN:
+if MODE in ("plain", "ahead"):  # ahead: nobody calls them
     import ctypes
 
     _libc = ctypes.CDLL(None, use_errno=True)

@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from broker.core.model import Tunnel
-from stages.send.netlink import ask, attribute, attributes
+from broker.core.netlink import ask, attribute, attributes
 
 NEWS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE (linux/rtnetlink.h)
 
@@ -68,14 +68,13 @@ def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
     family = socket.AF_INET if v4 else socket.AF_INET6
     leave_by = tunnel.interface or getattr(remote, "scope_id", None) or ""
     asked = attribute(_DST, remote.packed)
-    asked += (
-        attribute(_IP_PROTO, bytes([_UDP])) if tunnel.udp_port else b""
-    )  # of GRE the kernel will not hear (rtm_getroute_parse_ip_proto)
+    # Of GRE the kernel will not hear (rtm_getroute_parse_ip_proto).
+    asked += attribute(_IP_PROTO, bytes([_UDP])) if tunnel.udp_port else b""
     asked += attribute(_SRC, source) if source else b""
     asked += attribute(_OIF, struct.pack("=I", socket.if_nametoindex(leave_by))) if leave_by else b""
     bits = 8 * len(remote.packed)
     route = struct.pack("=BBBBBBBBI", family, bits, bits if source else 0, tunnel.dscp << 2, 0, 0, 0, 0, 0)
-    ((_, answer),) = ask(socket.NETLINK_ROUTE, _GET_ROUTE, route + asked)
+    ((_, answer),) = ask(_GET_ROUTE, route + asked)
     found = attributes(answer[12:])
     if answer[7] != _UNICAST or _OIF not in found:
         return NoHop("the address is this host's own, or one of many hosts")
@@ -94,7 +93,7 @@ def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
 
 
 def _link(index: int) -> _Link | NoHop:
-    ((_, answer),) = ask(socket.NETLINK_ROUTE, _GET_LINK, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0))
+    ((_, answer),) = ask(_GET_LINK, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0))
     kind, flags = struct.unpack_from("=H4xI", answer, 2)
     found = attributes(answer[16:])
     name = found[_LINK_NAME].rstrip(b"\0").decode()
@@ -109,7 +108,7 @@ def _link(index: int) -> _Link | NoHop:
 def _neighbour(family: int, index: int, address: bytes) -> bytes | NoHop:
     asked = struct.pack("=BxHiHBB", family, 0, index, 0, 0, 0) + attribute(_NEIGHBOUR_DST, address)
     try:
-        ((_, answer),) = ask(socket.NETLINK_ROUTE, _GET_NEIGHBOUR, asked)
+        ((_, answer),) = ask(_GET_NEIGHBOUR, asked)
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise

@@ -31,12 +31,12 @@ import numpy as np
 
 from broker.core.batch import Batch
 from broker.core.model import Tool
+from broker.core.netlink import News
 from broker.core.stage import Context
 from stages.send import kernels
 from stages.send.datagrams import DatagramEgress
 from stages.send.egress import Scratch
 from stages.send.interface import open_interface
-from stages.send.netlink import News
 from stages.send.next_hop import NEWS, NextHop, NoHop, find_next_hop
 from stages.send.sockets import SocketEgress
 

@@ -6,9 +6,8 @@ import contextlib
 import errno
 import struct
 
-from stages.send.netlink import ask, attributes
+from broker.core.netlink import NETFILTER, XFRM, attributes, dump
 
-_NETFILTER, _XFRM = 12, 6  # linux/netlink.h
 _GET_CHAIN, _GET_POLICY = 10 << 8 | 4, 0x15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETCHAIN; XFRM_MSG_GETPOLICY
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _HOOK_NUMBER = 1, 3, 4, 1  # NFTA_*
 _IP_FAMILIES = (1, 2, 10)  # NFPROTO_INET, _IPV4, _IPV6
@@ -29,7 +28,7 @@ def rules_passed_by() -> str:
 
 def _chains() -> str:
     with _none_where_absent():
-        for _, answer in ask(_NETFILTER, _GET_CHAIN, struct.pack("=BBH", 0, 0, 0), dump=True):
+        for answer in dump(_GET_CHAIN, struct.pack("=BBH", 0, 0, 0), NETFILTER):
             found = attributes(answer[4:])
             hook = attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER, b"\xff")
             if answer[0] in _IP_FAMILIES and int.from_bytes(hook, "big") in _LEAVING:
@@ -49,7 +48,7 @@ def _tables() -> str:
 
 def _policies() -> str:
     with _none_where_absent():
-        for _ in ask(_XFRM, _GET_POLICY, bytes(64), dump=True):
+        for _ in dump(_GET_POLICY, bytes(64), XFRM):
             return "there are policies of IPsec"
     return ""
 

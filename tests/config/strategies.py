@@ -231,8 +231,9 @@ def configs(draw: st.DrawFn) -> Config:
     for n, name in enumerate(some(1)):
         kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
         if kind == "afpacket":
-            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
-            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own")}
+            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30)), "latency_ms": draw(st.integers(1, 250))}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own", "dedicated", "shed")}
+            switches["prefilter"] = draw(st.sampled_from(["auto", "on", "off"]))
             inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
         elif kind == "tunnel":
             inputs.append(draw(endpoints(name, n)))

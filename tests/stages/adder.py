@@ -8,8 +8,7 @@ import sys
 
 import numpy as np
 
-from stages import memory
-from stages.jit import kernel
+from tests.stages.own import kernel, memory
 
 
 @kernel

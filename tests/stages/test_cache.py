@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_a_change_in_any_source_is_another_directory(base: Path, tmp_path: Path,
         shutil.copytree(ROOT / folder, copy / folder)
     monkeypatch.setattr(cache, "_ROOT", copy)
     before = cache.use()
-    (copy / "stages/memory.py").write_text((copy / "stages/memory.py").read_text() + "\n# another\n")
+    (copy / "stages/memory/compiled.py").write_text((copy / "stages/memory/compiled.py").read_text() + "\n# another\n")
     changed_callee = cache.use()
     monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
     assert len({before, changed_callee, cache.use()}) == 3
@@ -55,7 +56,7 @@ def test_what_was_compiled_of_other_files_with_the_same_content_is_not_complete(
     monkeypatch.setattr(cache, "_ROOT", copy)
     assert cache.use() == directory
     elsewhere = cache.complete(directory)
-    os.utime(copy / "stages/memory.py", (1, 1))
+    os.utime(copy / "stages/memory/compiled.py", (1, 1))
     assert len({here, elsewhere, cache.complete(directory)}) == 3
 
 
@@ -98,6 +99,18 @@ def test_a_place_that_cannot_be_made_is_refused_in_words(base: Path) -> None:
 @pytest.mark.skipif(PLAIN, reason="kernels run as plain Python here: nothing is compiled")
 def test_kernels_are_written_there_and_nowhere_else(base: Path) -> None:
     program = "from stages import atomics; atomics.park.compile('void(int64, int64)')"
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT), "TAPMESH_KERNELS": "jit"}, check=True)
     assert list(base.glob("kernels-*/**/*.nbi"))
     assert not list(ROOT.glob("stages/**/__pycache__/*.nbi"))
+
+
+def test_what_a_file_with_kernels_imports_is_among_the_sources() -> None:
+    """Constants are compiled in: a kernel that was made of an offset which has moved since reads something else."""
+    sources = {name for name, _ in cache._sources()}
+    for path in ROOT.glob("stages/**/*.py"):
+        text = path.read_text()
+        if "\n@kernel\n" in text:
+            for module, names in re.findall(r"^from (broker\.[\w.]+) import (.*)$", text, re.MULTILINE):
+                base = ROOT / module.replace(".", "/")
+                files = [base / f"{name}.py" for name in names.split(", ")] if base.is_dir() else [base.with_suffix(".py")]
+                assert {file.relative_to(ROOT).as_posix() for file in files} <= sources, path

@@ -8,16 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
 from broker.core.ring import PLACE
-from stages import atomics, memory
-from stages.jit import PLAIN, kernel
+from stages import atomics
+from stages.jit import PLAIN
+from stages.memory import allow
+from tests.stages.own import kernel, memory
 
-fresh = numba.njit(error_model="numpy")
-"""The same policy without the cache: machine code that was loaded from it cannot be looked at."""
+ROOT = Path(__file__).resolve().parents[2]
 
 compiled_only = pytest.mark.skipif(PLAIN, reason="kernels run as plain Python here: there is no machine code to look at")
 
@@ -51,8 +51,8 @@ def filled() -> tuple[np.ndarray, np.ndarray]:
     source = np.zeros(64, np.uint8)
     source[:16] = np.arange(240, 256)
     out = np.zeros(16, np.int64)
-    memory.allow(int(source.ctypes.data), source.nbytes)
-    memory.allow(int(out.ctypes.data), out.nbytes)
+    allow(int(source.ctypes.data), source.nbytes)
+    allow(int(out.ctypes.data), out.nbytes)
     return source, out
 
 
@@ -93,7 +93,7 @@ def test_plain_python_gives_the_same_and_checks_bounds() -> None:
 def test_a_polling_loop_reads_memory_each_time_round() -> None:
     """LLVM moves a plain load out of such a loop, and the other process's store is never seen."""
 
-    @fresh
+    @kernel
     def poll(at: int) -> int:
         n = 0
         while memory.load_acquire(at) == 0 and n < 1000:
@@ -117,9 +117,15 @@ def test_a_publisher_fences_between_its_cursor_and_the_look_at_who_sleeps() -> N
     place["seq"], place["stride"], place["cursor_at"], place["after_at"], place["after_n"], place["after_stride"] = 4, 1, at, at + 256, 1, 1
     assert atomics.publish(int(place.ctypes.data)) == 0
     assert (row[0], place["seq"][0]) == (5, 5)
-    publish = fresh(atomics.publish.py_func)
-    publish(int(place.ctypes.data))
-    (ir,) = publish.inspect_llvm().values()
+    program = (
+        "import numba\n"
+        "from stages import atomics\n"
+        "publish = numba.njit(error_model='numpy')(atomics.publish.py_func)\n"
+        "publish.compile('int64(int64)')\n"
+        "print(*publish.inspect_llvm().values())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TAPMESH_KERNELS": "jit"}
+    ir = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
     body = ir[ir.index("define") :]
     blocks = dict(re.findall(r"^(\S+):[^\n]*\n((?:  .*\n|\n)*)", body[: body.index("\n}")] + "\n", re.MULTILINE))
     (commit,) = (label for label, text in blocks.items() if "store atomic i64" in text)

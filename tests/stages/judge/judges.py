@@ -8,8 +8,8 @@ from broker.config.policy import compile_policy
 from broker.core.generations import write_generation
 from broker.core.model import Config
 from stages.judge.frames import one_packet_batch
+from stages.judge.judge import _fill
 from stages.judge.policy import Judging, Outcome
-from stages.judge.process import _fill
 from tests.stages.filter.judging import Frame
 
 
