@@ -21,7 +21,7 @@ _SOURCES = (
     "stages/**/*.py",
     *(
         f"broker/core/{name}.py"
-        for name in ("batch", "flow_layout", "flow_ring", "layout", "metrics", "ring", "rule_counts", "senders", "stage")
+        for name in ("batch", "flow_layout", "flow_ring", "layout", "metrics", "model", "ring", "rule_counts", "senders", "stage")
     ),
     "broker/config/policy/*.py",
 )
