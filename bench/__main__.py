@@ -9,8 +9,8 @@ import sys
 from bench.report import line
 
 BENCHES = (
-    "replay", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "memory",
-    "startup", "live",
+    "replay", "peers", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "growth",
+    "scaling", "memory", "startup", "runs", "live", "small",
 )  # fmt: skip
 
 

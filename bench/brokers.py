@@ -55,9 +55,9 @@ class Side:
     rate: float = 0.0  # packets per second; 0: as the others
 
 
-def other_hosts() -> list[tuple[str, int]]:
+def other_hosts(n: int = N_RULES - 2) -> list[tuple[str, int]]:
     """Hosts and ports of the rules that match nothing."""
-    return [(f"100.64.{i // 250}.{i % 250 + 1}", 1000 + i) for i in range(N_RULES - 2)]
+    return [(f"100.64.{i // 250}.{i % 250 + 1}", 1000 + i) for i in range(n)]
 
 
 def pinned(words: Sequence[str]) -> list[str]:
@@ -95,14 +95,14 @@ def nothing(wires: Wires, _directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def c_broker(mode: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def c_broker(mode: str, *options: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     @contextlib.contextmanager
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         program = directory / "cbroker"
         if not program.exists():
             programs.run(["cc", "-O3", "-march=native", "-w", "-o", str(program), str(C_SOURCE)])
         wires.drop_at_ingress()
-        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE]
+        command = [str(program), "-i", "b0", "-o", "b1", "-m", mode, "-N", str(N_RULES), "-d", REMOTE, *options]
         with background(pinned(wires.command(wires.b, command))) as running:
             yield running
 
@@ -140,33 +140,39 @@ def mirred(wires: Wires, directory: Path) -> Iterator[Running]:
     yield Running()
 
 
-def ours(tunnel: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
+def ours(tunnel: str, backend: str) -> Callable[[Wires, Path], AbstractContextManager[Running]]:
     """The broker with one worker of each stage and one tool."""
 
     @contextlib.contextmanager
     def start(wires: Wires, directory: Path) -> Iterator[Running]:
         wires.drop_at_ingress()
         config = directory / "live.yaml"
-        rules = [f"host {host} and port {port}" for host, port in other_hosts()] + [f"net {NET}", f"vlan and net {NET}"]
-        lines = [
-            "node: bench",
-            "inputs: {span: {kind: afpacket, interface: b0}}",
-            f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}}}}}",
-            "maps:",
-            "  - name: selected",
-            "    rules:",
-            *(f'      - pass: "{rule}"' for rule in rules),
-            "    to: [out]",
-        ]
-        config.write_text("\n".join(lines) + "\n")
+        config.write_text(agent_config(tunnel, backend))
         with programs.agent(config, pinned(wires.command(wires.b, []))) as process:
-            pipeline = _when_up(process)
+            pipeline = when_up(process)
             yield Running(lambda: programs.family(process.pid), lambda: _stages(pipeline))
 
     return start
 
 
-def _when_up(process: subprocess.Popen[bytes]) -> Pipeline:
+def agent_config(tunnel: str, backend: str = "auto") -> str:
+    """Of an agent with one tool."""
+    rules = [f"host {host} and port {port}" for host, port in other_hosts()] + [f"net {NET}", f"vlan and net {NET}"]
+    lines = [
+        "node: bench",
+        "inputs: {span: {kind: afpacket, interface: b0}}",
+        f"tools: {{out: {{tunnel: {{{tunnel}, remote: {REMOTE}}}, backend: {backend}}}}}",
+        "maps:",
+        "  - name: selected",
+        "    rules:",
+        *(f'      - pass: "{rule}"' for rule in rules),
+        "    to: [out]",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def when_up(process: subprocess.Popen[bytes]) -> Pipeline:
+    """Of the agent, once every worker runs."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(PipelineError, OSError):

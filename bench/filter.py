@@ -10,13 +10,12 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from bench import programs, workload
 from bench.judging import BLOCK_PACKETS, Judging, Policy, blocks
-from bench.libpcap import Program
+from bench.libpcap import Program, lay_out
 from bench.report import Row
 from broker.core.batch import Batch
+from broker.core.layout import TOOLS
 from broker.core.model import Config, Input, Map, Rule, Tool
 
 N_MAPS = 8
@@ -29,10 +28,10 @@ def measure(quick: bool) -> Iterator[Row]:
         packets = list(workload.frames_of(directory / "in.pcap"))
     batches = blocks(packets)
     for n in counts:
-        texts = _rules(n)
-        policy = Policy(_config(texts))
-        times = _run(policy, batches, len(packets), seconds)
-        program_times = _run(policy, batches, len(packets), seconds / 4, memo=False)
+        texts = net_port_rules(n)
+        policy = Policy(config_of(texts, min(N_MAPS, n)))
+        times = run_judging(policy, batches, len(packets), seconds)
+        program_times = run_judging(policy, batches, len(packets), seconds / 4, memo=False)
         ours, peer = statistics.median(times), _libpcap_ns(texts, packets, seconds / 2)
         detail = {
             "min": round(min(times), 1), "max": round(max(times), 1), "libpcap_ns": round(peer, 1),
@@ -41,7 +40,8 @@ def measure(quick: bool) -> Iterator[Row]:
         yield Row("filter", f"parse and match, {n} rules, imix", ours, "ns/packet", {"libpcap": peer / ours}, detail)
 
 
-def _rules(n: int) -> list[str]:
+def net_port_rules(n: int) -> list[str]:
+    """`n` rules of a net and a port of the workload."""
     chosen = random.Random(n)
     found = []
     for _ in range(n):
@@ -56,17 +56,18 @@ def _rules(n: int) -> list[str]:
     return found
 
 
-def _config(texts: Sequence[str]) -> Config:
-    n_maps = min(N_MAPS, len(texts))
-    tools = tuple(Tool(f"t{i}", i, file="-") for i in range(n_maps))
+def config_of(texts: Sequence[str], n_maps: int) -> Config:
+    """The rules spread over maps, each to a tool of its own as far as there are so many."""
+    n_tools = min(n_maps, TOOLS)
+    tools = tuple(Tool(f"t{i}", i, file="-") for i in range(n_tools))
     maps = tuple(
-        Map(f"m{i}", tuple(Rule("pass", text) for text in texts[i::n_maps]), (f"t{i}",), undetermined="libpcap", slot=i)
+        Map(f"m{i}", tuple(Rule("pass", text) for text in texts[i::n_maps]), (f"t{i % n_tools}",), undetermined="libpcap", slot=i)
         for i in range(n_maps)
     )
     return Config("bench", (Input("in", "pcap", 0),), tools, maps)
 
 
-def _run(policy: Policy, batches: Sequence[Batch], n_packets: int, seconds: float, *, memo: bool = True) -> list[float]:
+def run_judging(policy: Policy, batches: Sequence[Batch], n_packets: int, seconds: float, *, memo: bool = True) -> list[float]:
     """ns per packet of each round over the blocks, after one that is not counted."""
     judging = Judging(policy, memo=memo)
     for batch in batches:
@@ -81,9 +82,7 @@ def _run(policy: Policy, batches: Sequence[Batch], n_packets: int, seconds: floa
 def _libpcap_ns(texts: Sequence[str], packets: Sequence[bytes], seconds: float) -> float:
     """ns per packet of libpcap's interpreter, the median of its rounds."""
     program = Program(texts)
-    data = np.frombuffer(b"".join(packets), np.uint8)
-    lengths = np.array([len(packet) for packet in packets])
-    addresses = int(data.ctypes.data) + np.cumsum(lengths) - lengths
+    data, addresses, lengths = lay_out(packets)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:

@@ -1,16 +1,23 @@
-"""The peer of the filter: libpcap's interpreter, called by address from machine code, so that no Python is in between."""
+"""The peer of the filter: libpcap's interpreter, called by address from machine code, so that no Python is in between.
+
+``python -m bench.libpcap CAPTURE < RULES``: one rule a line; prints one JSON line: compile_s, ns a packet. A process, for it may not end.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from bench.workload import frames_of
 
 Ints = NDArray[np.int64]
 
@@ -64,3 +71,17 @@ class Program:
         start = time.perf_counter_ns()
         selected = run(self._code, addresses, lengths)
         return time.perf_counter_ns() - start, int(selected)
+
+
+def lay_out(packets: Sequence[bytes]) -> tuple[NDArray[np.uint8], Ints, Ints]:
+    """(the bytes, which have to be kept, address and length of each packet)."""
+    data = np.frombuffer(b"".join(packets), np.uint8)
+    lengths = np.array([len(packet) for packet in packets])
+    return data, int(data.ctypes.data) + np.cumsum(lengths) - lengths, lengths
+
+
+if __name__ == "__main__":
+    program = Program(sys.stdin.read().splitlines())
+    _data, addresses, lengths = lay_out(list(frames_of(Path(sys.argv[1]))))
+    spent = min(program.timed(addresses, lengths)[0] for _ in range(3))
+    print(json.dumps({"compile_s": program.compile_s, "ns": spent / len(lengths), "instructions": program.n_instructions}))

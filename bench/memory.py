@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bench import programs, workload
 from bench.report import Row
@@ -43,13 +44,17 @@ def _measure(words: str, part: str, n_packets: int, wanted: int) -> Row:
                 if not n:
                     raise RuntimeError(f"{received} of {wanted} frames came, then none for {PATIENCE_S} s")
                 received += n
-            by_process = {name: pss for name, pss, _ in map(_process, programs.family(process.pid)) if pss}
-            mapped = sum(shared for _, _, shared in map(_process, programs.family(process.pid)))
-            rings = _rings(f"tapmesh-{programs.agent_name()}")
-    total = sum(by_process.values()) + max(0, rings - mapped)
-    detail = {"processes_mib": {name: round(pss / MIB, 1) for name, pss in by_process.items()}, "rings_mib": round(rings / MIB, 1)}
+            total, detail = footprint(programs.family(process.pid))
     case = f"running agent, one worker a stage, 100 rules, traffic flowing{words}"
     return Row("memory", case, total / MIB, "MiB", {}, detail)
+
+
+def footprint(pids: list[int]) -> tuple[int, dict[str, Any]]:
+    """(bytes of all processes of the agent, rings included; of what that is made)."""
+    found = [_process(pid) for pid in pids]
+    rings = _rings(f"tapmesh-{programs.agent_name()}")
+    total = sum(pss for _, pss, _ in found) + max(0, rings - sum(shared for _, _, shared in found))
+    return total, {"processes_mib": {name: round(pss / MIB, 1) for name, pss, _ in found if pss}, "rings_mib": round(rings / MIB, 1)}
 
 
 def _process(pid: int) -> tuple[str, int, int]:

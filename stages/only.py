@@ -14,16 +14,19 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.config.lanes import geometry, lanes
 from broker.core import layout
 from broker.core.batch import Batch, heap_batch
 from broker.core.generations import read_generation
+from broker.core.layout import Geometry
 from broker.core.metrics import N_COUNTERS, of_stage
 from broker.core.metrics import index as counter_index
 from broker.core.model import Config
@@ -33,18 +36,55 @@ from stages.registry import create
 from stages.warm import warm
 
 
-def run_only(stage: str, directory: Path, dump: str) -> int:
-    """Play generation 1 of `directory` through the stages up to `stage`; returns the exit status."""
-    warm(lambda line: print(line, file=sys.stderr), layout.PATH)  # noqa: T201
+@dataclass(frozen=True)
+class Chain:
+    """The stages up to one, in one process, over blocks of its own. `bench.alone` measures with it what processes of their own cost."""
+
+    config: Config
+    sizes: Geometry
+    stages: list[Stage]
+    contexts: list[Context]  # the addresses in them are valid as long as this lives
+    shared: tuple[NDArray[Any], ...]
+
+    def play(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Every block that the source gives, when the last stage has done with it. Each stage does as many blocks as there are `batches`
+        before the next one begins: so many lie between two processes of a pipeline, and with one a block stays in the nearest cache."""
+        source, *others = self.stages
+        source = cast(Source, source)
+        seq = 0
+        while not source.finished:
+            filled: list[Batch] = []
+            for batch in batches:
+                batch.seq = seq
+                batch.block["generation"] = 1
+                if source.step(batch) <= 0:
+                    break
+                seq += 1
+                batch.block["seq"] = seq
+                filled.append(batch)
+            if not filled and not source.finished:
+                await_source(source)
+            for stage in others:
+                for batch in filled:
+                    while stage.step(batch) == AGAIN:  # it waits a little by itself
+                        pass
+            yield from filled
+
+    def close(self) -> None:
+        for stage in self.stages:
+            stage.close()
+
+
+def open_chain(last: str, directory: Path) -> Chain:
+    """Generation 1 of `directory`, loaded by the stages up to `last`."""
     generation = read_generation(directory, 1)
     config = generation.config
     lane = lanes(config)[0]
     sizes = geometry(config, lane)
-    batch = heap_batch(sizes)
     shared = np.zeros(layout.TOOLS + 1, np.int64)  # tool sequences, and the progress of send
     tickets = np.zeros(2 * sizes.n_blocks, layout.TICKET)
-    chain: list[tuple[Stage, Context]] = []
-    for kind in layout.PATH[: layout.PATH.index(stage) + 1]:
+    chain = Chain(config, sizes, [], [], (shared, tickets))
+    for kind in layout.PATH[: layout.PATH.index(last) + 1]:
         counters, live = np.zeros(N_COUNTERS, np.int64), np.zeros(N_COUNTERS, np.int64)
         at = int(shared.ctypes.data)
         context = Context(
@@ -54,31 +94,25 @@ def run_only(stage: str, directory: Path, dump: str) -> int:
         made = create(kind)
         made.open(context)
         made.load(generation)
-        chain.append((made, context))
-    source = cast(Source, chain[0][0])
+        chain.stages.append(made)
+        chain.contexts.append(context)
+    return chain
+
+
+def run_only(stage: str, directory: Path, dump: str) -> int:
+    """Play generation 1 of `directory` through the stages up to `stage`; returns the exit status."""
+    warm(lambda line: print(line, file=sys.stderr), layout.PATH)  # noqa: T201
+    chain = open_chain(stage, directory)
     with contextlib.ExitStack() as closing:
+        closing.callback(chain.close)
         file = sys.stdout if dump == "-" else closing.enter_context(open(dump, "w"))
-        for made, _ in chain:
-            closing.callback(made.close)
-        seq = 0
-        while True:
-            batch.seq = seq
-            batch.block["generation"] = 1
-            if source.step(batch) <= 0:
-                if source.finished:
-                    return 0
-                await_source(source)
-                continue
-            batch.block["seq"] = seq + 1
-            for made, _ in chain[1:]:
-                while made.step(batch) == AGAIN:  # it waits a little by itself
-                    pass
+        for batch in chain.play([heap_batch(chain.sizes)]):
             try:
-                _write(file, _rows(stage, batch, config, chain[-1][1]))
+                _write(file, _rows(stage, batch, chain.config, chain.contexts[-1]))
             except BrokenPipeError:  # `| head` has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is flushed at the end
                 return 1
-            seq += 1
+    return 0
 
 
 def _write(file: IO[str], rows: Iterator[dict[str, Any]]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
+from typing import Any
 
-from broker.config.lanes import lanes
+from broker.config.lanes import cpu_of, lanes
 from broker.core import layout, log
 from broker.core.errors import EXIT_CONFIG, PipelineError, TapmeshError
 from broker.core.generations import read_generation
@@ -29,6 +31,14 @@ def await_pipeline(name: str, wait_s: float) -> Pipeline:
         time.sleep(0.05)
 
 
+def _stay_on(cpu: int, log: Any) -> None:
+    """Before anything is touched or started: memory comes from the node of the CPU then, and threads stay on it too."""
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        log.warning("cpu_refused", cpu=cpu, reason=f"{error.strerror}: there is no such CPU for us, and the worker runs anywhere")
+
+
 def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     """Run until drained. Returns the exit status: 0, or EXIT_CONFIG when starting it again would be of no use."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
@@ -40,6 +50,9 @@ def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
         plan = lanes(config)
         if not 0 <= lane < len(plan):
             raise PipelineError(f"pipeline {pipeline.name!r} has lanes 0 to {len(plan) - 1}, not {lane}")
+        n_workers = pipeline.lanes[lane].geometry.count(kind)
+        if (cpu := cpu_of(config, lane, kind, worker, n_workers)) is not None:
+            _stay_on(cpu, log.get(pipeline=pipeline.name, lane=lane, stage=kind, worker=worker))
         runner = Runner(pipeline, plan[lane], create(kind), worker, atomics)
         runner.run()
     except TapmeshError as error:

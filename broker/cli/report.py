@@ -155,13 +155,17 @@ def ledger_table(ledger: Ledger) -> str:
     lines = [
         ("received", totals.received, inputs if len(ledger.inputs) > 1 else ""),
         ("forwarded", totals.forwarded, "to at least one tool"),
-        ("filtered", totals.filtered, "wanted by no map"),
+        ("filtered", totals.filtered, f"wanted by no map{_in_kernel(totals.filtered_in_kernel)}"),
         *((f"dropped: {reason}", n, "") for reason, n in totals.dropped.items() if n),
         ("in flight", totals.in_flight, "captured, not yet judged"),
         ("sum", totals.accounted, verdict(ledger)),
     ]
     columns = [Column("ledger", right=False), Column("packets"), Column("", right=False)]
     return render(columns, [[name, count(n), text] for name, n, text in lines])
+
+
+def _in_kernel(n: int) -> str:
+    return f"; {n:,} of them left out by the kernel" if n else ""
 
 
 def verdict(ledger: Ledger) -> str:

@@ -107,6 +107,7 @@ def _tools(document: Document, tools: dict[str, Any], inputs: dict[str, Any]) ->
         path: Path = ("tools", name)
         if "tunnel" in value:
             yield from _tunnel(document, (*path, "tunnel"), value["tunnel"])
+            yield from _deaf(document, (*path, "tunnel", "interface"), mapping(value, "tunnel").get("interface"), inputs)
             yield from _health(document, (*path, "health"), value)
             continue
         yield from check_tool(document, path, value)
@@ -139,6 +140,17 @@ def _captured(document: Document, path: Path, interface: str, inputs: dict[str, 
         if isinstance(value, dict) and value.get("kind") == "afpacket" and value.get("interface") == interface:
             text = f"inputs.{name} captures '{interface}': what is sent there may come in again, expected another interface"
             yield error_at(document, path, text)
+
+
+def _deaf(document: Document, path: Path, interface: Any, inputs: dict[str, Any]) -> Iterator[Error]:
+    for name, value in inputs.items():
+        if (
+            isinstance(value, dict)
+            and isinstance(interface, Text)
+            and value.get("interface") == interface
+            and _is_true(value.get("dedicated"))
+        ):
+            yield error_at(document, path, f"inputs.{name} is dedicated to capture: no answer is heard there, expected another interface")
 
 
 def _remembering(document: Document, whole: dict[str, Any]) -> Iterator[Error]:

@@ -23,6 +23,12 @@ MAX_SHAPED_BYTES = 1 << 30
 """Of a block: `broker.core.shm` takes no larger part for one of ours."""
 
 
+def cpu_of(config: Config, lane: int, kind: str, worker: int, n_workers: int) -> int | None:
+    """The CPU that worker number `worker` of `n_workers` of its kind in a lane is given; None: it may run anywhere."""
+    cpus: tuple[int, ...] = getattr(config.stages.cpus, kind)
+    return cpus[(lane * n_workers + worker) % len(cpus)] if cpus else None
+
+
 def lanes(config: Config) -> tuple[Lane, ...]:
     """`stages.capture` lanes for each interface and one for each tunnel input (a raw socket gets all there is), in the order of the inputs;
     then one for all files together, played in order."""
@@ -31,7 +37,7 @@ def lanes(config: Config) -> tuple[Lane, ...]:
     for live in (i for i in config.inputs if i.kind != "pcap"):
         size = config.stages.capture if live.kind == "afpacket" else 1
         group = _fanout_group(config.node, live, groups) if size > 1 else 0
-        found += [Lane(len(found) + n, (live,), group, size) for n in range(size)]
+        found += [Lane(len(found) + n, (live,), group, size, n) for n in range(size)]
     files = tuple(i for i in config.inputs if i.kind == "pcap")
     if files:
         found.append(Lane(len(found), files))

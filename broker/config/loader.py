@@ -19,6 +19,7 @@ from broker.core.errors import ConfigErrors
 from broker.core.model import (
     STDOUT,
     Config,
+    Cpus,
     Input,
     Map,
     Place,
@@ -96,7 +97,7 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         maps=tuple(_map(n, value, document) for n, value in enumerate(whole.maps)),
         sets={name: tuple(entries) for name, entries in whole.sets.items()},
         collector=tuple(whole.collector),
-        stages=Stages(**whole.stages.model_dump()),
+        stages=_stages(whole.stages),
         ring=RingSizes(**whole.ring.model_dump()),
         http=whole.http,
         drain_s=whole.drain_s,
@@ -104,6 +105,11 @@ def _config(whole: schema.Whole, document: Document, directory: str) -> Config:
         flows=flows.flows(whole.flows, document, directory) if whole.flows else None,
         set_places={name: _key(document, "sets", name) for name in whole.sets},
     )
+
+
+def _stages(part: schema.StagesPart) -> Stages:
+    workers = part.model_dump()
+    return Stages(**workers | {"cpus": Cpus(**{kind: tuple(cpus) for kind, cpus in workers["cpus"].items()})})
 
 
 def _key(document: Document, *path: str) -> Place:
@@ -127,7 +133,8 @@ def _tool(
     if isinstance(value, schema.TunnelTool):
         health = shaping.health(value.health)
         tunnel = Tunnel(**value.tunnel.model_dump())
-        return replace(made, tunnel=tunnel, receiver=value.receiver, oversize=value.oversize, mtu_bytes=value.mtu_bytes, health=health)
+        copied = {key: getattr(value, key) for key in ("receiver", "oversize", "mtu_bytes", "backend")}
+        return replace(made, tunnel=tunnel, health=health, **copied)
     if isinstance(value, tools.InterfaceTool):
         return replace(made, interface=value.interface, qdisc_bypass=value.qdisc_bypass)
     if isinstance(value, tools.StreamTool):

@@ -11,7 +11,7 @@ from broker.config.document import Text
 from broker.config.packet import parse_fields
 from broker.config.render_flows import written_flows
 from broker.config.tunnels import TUNNELS
-from broker.core.model import MAX_PRIORITY, Config, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
+from broker.core.model import MAX_PRIORITY, Config, Cpus, Group, Input, Mask, PolicyTest, Shape, Stream, Tool, Tunnel
 
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
 
@@ -28,6 +28,10 @@ def _represent(dumper: _Dumper, value: Text) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(Text, _represent)
+
+
+def _cpus(cpus: Cpus) -> dict[str, list[int]]:
+    return {kind: list(numbers) for kind, numbers in asdict(cpus).items() if numbers}
 
 
 def render(config: Config) -> str:
@@ -50,7 +54,7 @@ def render(config: Config) -> str:
             for m in config.maps
         ],
         "collector": list(config.collector),
-        "stages": asdict(config.stages),
+        "stages": {**asdict(config.stages), "cpus": _cpus(config.stages.cpus)},
         "ring": asdict(config.ring),
         **({"http": config.http} if config.http else {}),
         "drain_s": config.drain_s,
@@ -63,7 +67,8 @@ def render(config: Config) -> str:
 
 def _input(value: Input) -> dict[str, Any]:
     if value.kind == "afpacket":
-        return {key: getattr(value, key) for key in ("kind", "interface", "promiscuous", "ring_bytes", "capture_own")}
+        keys = ("kind", "interface", "promiscuous", "ring_bytes", "latency_ms", "capture_own", "dedicated", "prefilter", "shed")
+        return {key: getattr(value, key) for key in keys}
     if value.kind == "tunnel":
         given = {key: getattr(value, key) for key in ("address", "port") if getattr(value, key)}
         given |= {key: getattr(value, key) for key in ("key", "vni") if getattr(value, key) is not None}
@@ -79,7 +84,7 @@ def _tool(value: Tool) -> dict[str, Any]:
     mtu = {"mtu_bytes": value.mtu_bytes} if value.mtu_bytes else {}
     health = {"health": _said(value.health)} if value.health else {}
     receiver = {"receiver": value.receiver} if value.receiver else {}
-    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, **health}
+    return {"tunnel": _tunnel(value.tunnel), **receiver, **shaped, "oversize": value.oversize, **mtu, "backend": value.backend, **health}
 
 
 def _bare(value: Tool) -> dict[str, Any]:

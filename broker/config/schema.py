@@ -71,7 +71,15 @@ class AfPacketInput(Part):
     interface: Annotated[str, INTERFACE] = Field(description="the network interface to listen on")
     promiscuous: Annotated[bool, TRUTH] = Field(_INPUT["promiscuous"], description="take frames for other stations too")
     ring_bytes: Annotated[int, whole(1 << 20, 1 << 30)] = Field(_INPUT["ring_bytes"], description="the kernel's ring, for each lane")
+    latency_ms: Annotated[int, whole(1, 250)] = Field(_INPUT["latency_ms"], description="how long a packet may wait for others")
     capture_own: Annotated[bool, TRUTH] = Field(_INPUT["capture_own"], description="take packets of our own tunnels too: beware of loops")
+    prefilter: Annotated[Literal["auto", "on", "off"], choice("auto", "on", "off")] = Field(
+        _INPUT["prefilter"], description="let the kernel leave out what no map can want; auto: when capture cannot keep up"
+    )
+    shed: Annotated[bool, TRUTH] = Field(_INPUT["shed"], description="leave out whole flows when the kernel's ring overflows")
+    dedicated: Annotated[bool, TRUTH] = Field(
+        _INPUT["dedicated"], description="nothing else on this host wants what arrives there: it ends behind the capture"
+    )
 
 
 class TunnelInput(Part):
@@ -121,6 +129,11 @@ class TunnelTool(RemotePart):
     def _readable(self) -> Self:
         for key, reason in refusals(self.receiver, model.Tunnel(**self.tunnel.model_dump())):
             raise scalars.Wrong(reason, ("tunnel", key))
+        if self.backend == "segment" and self.tunnel.kind not in model.UDP_PORTS:
+            reason = f"only what leaves over UDP can be sent in runs, and {self.tunnel.kind} does not"
+            raise scalars.Wrong(f"{reason}, expected auto, packet or socket", ("backend",))
+        if self.backend == "segment" and getattr(self.tunnel, "sequence", False):
+            raise scalars.Wrong("runs would bring numbered packets out of sequence, expected auto, packet or socket", ("backend",))
         return self
 
 
@@ -149,6 +162,19 @@ class TestPart(Part):
     )
 
 
+CpuList = Annotated[list[Annotated[int, whole(0, 4095)]], OneOrMany()]
+
+
+class CpusPart(Part):
+    """The CPUs that the workers of a stage are given in turn, lane after lane; left out: wherever the system puts them."""
+
+    capture: CpuList = Field([], description="CPU numbers for capture")
+    filter: CpuList = Field([], description="CPU numbers for filter workers")
+    encapsulate: CpuList = Field([], description="CPU numbers for encapsulate workers")
+    send: CpuList = Field([], description="CPU numbers for send workers")
+    flows: CpuList = Field([], description="CPU numbers for the stages that meter flows")
+
+
 class StagesPart(Part):
     """Workers: capture lanes for each live input; of the others for each lane."""
 
@@ -156,6 +182,7 @@ class StagesPart(Part):
     filter: Annotated[int, whole(1, 16)] = Field(_STAGES["filter"], description="filter workers for each lane")
     encapsulate: Annotated[int, whole(1, 16)] = Field(_STAGES["encapsulate"], description="encapsulate workers for each lane")
     send: Annotated[int, whole(1, 16)] = Field(_STAGES["send"], description="send workers for each lane")
+    cpus: CpusPart = Field(default_factory=lambda: CpusPart.model_validate({}), description="which CPUs workers run on")
 
 
 class RingPart(Part):
@@ -230,6 +257,7 @@ SECTIONS: dict[str, type[Part]] = {
     "maps": MapPart,
     "tests": TestPart,
     "stages": StagesPart,
+    "stages.cpus": CpusPart,
     "ring": RingPart,
     "flows": FlowsPart,
     "flows.links": LinkPart,

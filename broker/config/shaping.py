@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -156,6 +156,9 @@ class RemotePart(ReceiverPart):
         _TOOL["oversize"], description="frames longer than the path takes: outer fragments, cut short, or dropped"
     )
     mtu_bytes: Annotated[int, whole(576, 65_535)] = Field(_TOOL["mtu_bytes"], description="of the path; by default what the route says")
+    backend: Annotated[model.Backend, choice(*get_args(model.Backend))] = Field(
+        _TOOL["backend"], description="how frames are handed to the kernel: what is fastest there, or one of the others"
+    )
     health: HealthPart | None = Field(None, description="how it is asked whether it is there; not asked when left out")
 
 

@@ -46,7 +46,7 @@ class UdpPart(OuterPart):
 
     source_port: Annotated[int, whole(0, 65_535)] = Field(_TUNNEL["source_port"], description="our UDP port; 0: by flow hash")
     udp_checksum: Truth = Field(
-        _TUNNEL["udp_checksum"], description="UDP checksum over IPv4, where source must be given; IPv6 has one anyway"
+        _TUNNEL["udp_checksum"], description="UDP checksum over IPv4, where source must be given; IPv6 and segments have one anyway"
     )
 
 

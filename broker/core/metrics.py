@@ -55,6 +55,8 @@ COUNTERS: tuple[Counter, ...] = (
         ("captured_bytes", "bytes", "their bytes on the wire"),
         ("tags_restored", "packets", "packets whose VLAN tag, stripped by the kernel, was put back"),
         ("cut_packets", "packets", "packets of which a file stores more than the snapshot length that it declares; the rest was cut off"),
+        ("filtered_in_kernel_packets", "packets", "left out by the kernel before they were copied: of no rule's kind (part of filtered)"),
+        ("dropped_shed_in_kernel", "packets", "of flows that were left out, because the kernel's ring had overflowed"),
         ("dropped_oversize", "packets", "longer than a block can hold"),
         ("dropped_linktype", "packets", "not Ethernet"),
         ("dropped_malformed", "packets", "record or tunnel header that contradicts itself, or is too short"),

@@ -26,7 +26,11 @@ class Input:
     interface: str = ""  # afpacket
     promiscuous: bool = True
     ring_bytes: int = 16 * 1024 * 1024  # of the kernel's ring, per lane
+    latency_ms: int = 16  # after which the kernel hands over a block that is not full
     capture_own: bool = False  # take packets of our own tunnels too
+    dedicated: bool = False  # nothing else on this host wants what arrives there
+    prefilter: Literal["auto", "on", "off"] = "auto"  # let the kernel leave out what no map can want; auto: when capture cannot keep up
+    shed: bool = True  # when that is not enough: whole flows, before the kernel's ring overflows
     files: tuple[str, ...] = ()  # pcap, played in this order
     pace: str = "max"  # max | recorded | 2x | 10000 (packets per second)
     listen: Literal["gre", "vxlan", "geneve", "gre-udp"] = "gre"  # tunnel; ERSPAN and NVGRE come as GRE
@@ -43,6 +47,9 @@ UDP_PORTS = {"gre-udp": 4754, "vxlan": 4789, "geneve": 6081}
 """The tunnels that run over UDP, and where their receivers listen unless told otherwise: RFC 8086, RFC 7348, RFC 8926."""
 
 TunnelKind = Literal["gre", "nvgre", "gre-ip", "erspan1", "erspan2", "erspan3", "vxlan", "geneve", "gre-udp"]
+
+Backend = Literal["auto", "socket", "segment", "packet"]
+"""How the frames of a tunnel are handed to the kernel, see `stages/send/backends.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,7 @@ class Tool:
     segment_bytes: int = 1500  # the longest IP packet that is not taken for a super-frame
     oversize: Literal["fragment", "slice", "drop"] = "fragment"
     mtu_bytes: int = 0  # of the path; 0: what the route says
+    backend: Backend = "auto"  # of tunnels
     health: Health | None = None
     format: Literal["pcap", "pcapng"] = "pcap"  # of file, rotation and stream
     rotation: Rotation | None = None
@@ -258,6 +266,17 @@ class PolicyTest:
 
 
 @dataclass(frozen=True, slots=True)
+class Cpus:
+    """The CPUs that the workers of a stage are given in turn, lane after lane; empty: wherever the system puts them."""
+
+    capture: tuple[int, ...] = ()
+    filter: tuple[int, ...] = ()
+    encapsulate: tuple[int, ...] = ()
+    send: tuple[int, ...] = ()
+    flows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
     """Workers: capture lanes per live input; the others per lane."""
 
@@ -265,12 +284,13 @@ class Stages:
     filter: int = 1
     encapsulate: int = 1
     send: int = 1
+    cpus: Cpus = field(default_factory=Cpus)
 
 
 @dataclass(frozen=True, slots=True)
 class RingSizes:
     blocks: int = 16
-    block_packets: int = 1024
+    block_packets: int = 2048
     block_bytes: int = 262_144
 
 
@@ -307,6 +327,7 @@ class Lane:
     inputs: tuple[Input, ...]
     fanout_group: int = 0
     fanout_size: int = 1
+    member: int = 0  # which of its input's lanes
 
     @property
     def is_live(self) -> bool:

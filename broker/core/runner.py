@@ -36,6 +36,8 @@ _HEARTBEAT = layout.words(layout.WORKER)["heartbeat_ns"]
 _WANTED = layout.words(layout.PIPELINE)["generation"]
 _SEQ, _GENERATION = (layout.words(layout.BLOCK)[name] for name in ("seq", "generation"))
 AGAIN_MS = 1
+SOON_S, SOON_TIMES = 50e-6, 20
+"""A neighbour on another core needs tens of microseconds to do what a block waits for (its numbers): so long it is asked often."""
 
 
 class Runner:
@@ -128,7 +130,7 @@ class Runner:
         clock = time.monotonic_ns
         step: Callable[[Any], int] = self.stage.step
         source = self._source
-        now = clock()
+        now, in_vain = clock(), 0
         while True:
             words[_HEARTBEAT] = now
             if self._stop_asked and self._drained():
@@ -147,11 +149,13 @@ class Runner:
             before, now = now, clock()
             live[_BUSY] += now - before
             if n > 0 or (n == 0 and source is None):
+                in_vain = 0
                 if source:
                     batch.head[_SEQ] = ring.seq + 1
                 self._publish()
             elif source is None:
-                now = self._idle(now, _STARVED, AGAIN_MS)
+                in_vain += 1
+                now = self._idle(now, _STARVED, AGAIN_MS) if in_vain > SOON_TIMES else self._nap(now)
             else:
                 if source.finished:
                     self._finish()
@@ -193,6 +197,12 @@ class Runner:
             self.ring.unpark()
         now = time.monotonic_ns()
         self._live[account] += now - since
+        return now
+
+    def _nap(self, since: int) -> int:
+        time.sleep(SOON_S)
+        now = time.monotonic_ns()
+        self._live[_STARVED] += now - since
         return now
 
     def _await_source(self, since: int, source: Source) -> int:

@@ -3,7 +3,8 @@
 Per lane, in packets::
 
     received = forwarded + filtered + dropped, by reason + in flight
-    received = captured + dropped at the door, by reason
+    received = captured + filtered in the kernel + dropped at the door, by reason
+    filtered: by the filter, and before it in the kernel
     in flight: published by capture, not yet judged - measured in the ring
 
 Per tool, in frames (a packet that two tools want is two frames)::
@@ -48,6 +49,7 @@ class LaneLedger:
     forwarded_packets: int
     collected_packets: int
     filtered_packets: int
+    filtered_in_kernel_packets: int  # part of filtered
     dropped: dict[str, int]
     in_flight_packets: int
     off_by: int
@@ -60,6 +62,7 @@ class InputLedger:
     received_packets: int
     captured_packets: int
     captured_bytes: int
+    filtered_in_kernel_packets: int
     dropped: dict[str, int]
 
 
@@ -105,6 +108,7 @@ class Totals:
     forwarded: int
     collected: int  # part of forwarded
     filtered: int
+    filtered_in_kernel: int  # part of filtered
     dropped: dict[str, int]  # reason -> packets, at the door and in the filter
     in_flight: int
 
@@ -138,6 +142,7 @@ class Ledger:
             sum(lane.forwarded_packets for lane in self.lanes),
             sum(lane.collected_packets for lane in self.lanes),
             sum(lane.filtered_packets for lane in self.lanes),
+            sum(lane.filtered_in_kernel_packets for lane in self.lanes),
             dropped,
             sum(lane.in_flight_packets for lane in self.lanes),
         )
@@ -183,6 +188,7 @@ class Ledger:
                     "forwarded_packets": lane.forwarded_packets,
                     "collected_packets": lane.collected_packets,
                     "filtered_packets": lane.filtered_packets,
+                    "filtered_in_kernel_packets": lane.filtered_in_kernel_packets,
                     "dropped_packets": lane.dropped,
                     "in_flight_packets": lane.in_flight_packets,
                     "off_by": lane.off_by,
@@ -194,6 +200,7 @@ class Ledger:
                     "received_packets": i.received_packets,
                     "captured_packets": i.captured_packets,
                     "captured_bytes": i.captured_bytes,
+                    "filtered_in_kernel_packets": i.filtered_in_kernel_packets,
                     "dropped_packets": i.dropped,
                 }
                 for i in self.inputs
@@ -250,7 +257,8 @@ def balance(snapshot: Snapshot) -> Ledger:
     of_map: dict[str, list[RuleCount]] = {}
     for rule in snapshot.rules:
         of_map.setdefault(rule.map, []).append(rule)
-    fates = sum(lane.forwarded_packets + lane.filtered_packets for lane in lanes) + sum(drops(totals["filter"], "filter", "", 0).values())
+    judged_filtered = scalar(totals["filter"], "filter", "filtered_packets")
+    fates = sum(lane.forwarded_packets for lane in lanes) + judged_filtered + sum(drops(totals["filter"], "filter", "", 0).values())
     return Ledger(
         lanes,
         tuple(_input(totals["capture"], name, slot) for slot, name in _slots(snapshot, totals, "input")),
@@ -275,15 +283,17 @@ def _slots(snapshot: Snapshot, totals: dict[str, Counts], per: str) -> list[tupl
 
 def _lane(lane: LaneSnapshot) -> LaneLedger:
     capture, judge = total([lane], "capture"), total([lane], "filter")
-    at = index("capture", "captured_packets")
-    captured = int(capture[at : at + WIDTH["input"]].sum())
+    captured, in_kernel = (
+        int(capture[(at := index("capture", name)) : at + WIDTH["input"]].sum())
+        for name in ("captured_packets", "filtered_in_kernel_packets")
+    )
     door = dict.fromkeys(drops(capture, "capture", "input", 0), 0)
     for slot in range(WIDTH["input"]):
         for reason, n in drops(capture, "capture", "input", slot).items():
             door[reason] += n
     dropped = door | drops(judge, "filter", "", 0)
-    received = captured + sum(door.values())
-    forwarded, filtered = scalar(judge, "filter", "forwarded_packets"), scalar(judge, "filter", "filtered_packets")
+    received = captured + in_kernel + sum(door.values())
+    forwarded, filtered = scalar(judge, "filter", "forwarded_packets"), scalar(judge, "filter", "filtered_packets") + in_kernel
     return LaneLedger(
         lane.number,
         received,
@@ -291,6 +301,7 @@ def _lane(lane: LaneSnapshot) -> LaneLedger:
         forwarded,
         scalar(judge, "filter", "collected_packets"),
         filtered,
+        in_kernel,
         dropped,
         lane.unjudged_packets,
         received - forwarded - filtered - sum(dropped.values()) - lane.unjudged_packets,
@@ -302,7 +313,8 @@ def _input(capture: Counts, name: str, slot: int) -> InputLedger:
     dropped = drops(capture, "capture", "input", slot)
     captured = scalar(capture, "capture", "captured_packets", slot)
     captured_bytes = scalar(capture, "capture", "captured_bytes", slot)
-    return InputLedger(name, captured + sum(dropped.values()), captured, captured_bytes, dropped)
+    in_kernel = scalar(capture, "capture", "filtered_in_kernel_packets", slot)
+    return InputLedger(name, captured + in_kernel + sum(dropped.values()), captured, captured_bytes, in_kernel, dropped)
 
 
 def _map(judge: Counts, name: str, slot: int, rules: list[RuleCount]) -> MapLedger:

@@ -9,11 +9,14 @@ A kernel block is given back when the batch with its packets has been published,
 
 | what happens | what is lost, and what counts it |
 |---|---|
+| capture cannot keep up | see `admission.py`: filtered_in_kernel_packets, dropped_shed_in_kernel |
 | the kernel's ring is full | dropped_kernel, read with the kernel's statistics after each step and at least ten times a second |
 | the worker dies | what the kernel's ring and the unpublished block held: dropped_restart of the next worker, as of the last reading of \
 the statistics (seen_packets - captured - all dropped); what came after that reading and before the next worker opened is not known |
 | the interface goes down | nothing; the kernel attaches the socket again when it comes up |
 | the interface vanishes | what came before is given; then it is looked for with a growing interval, and opened when it is back |
+
+On a dedicated interface frames end behind the tap (`ingress_drop.py`); the first lane sees to it whenever it opens the interface.
 """
 
 from __future__ import annotations
@@ -27,20 +30,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.config.policy.image import prefilter_of
 from broker.core import log
 from broker.core.batch import Batch
 from broker.core.metrics import index
 from broker.core.stage import Context, Generation
+from stages.capture import ingress_drop
+from stages.capture.admission import Admission
 from stages.capture.afpacket_kernels import RING, copy_packets, give_back
 from stages.capture.breaker import Breaker
-from stages.capture.errors import AbsentError
+from stages.capture.errors import AbsentError, SourceError
 from stages.capture.own import own_table
-from stages.capture.packet_socket import RETIRE_MS, PacketSocket, Statistics
+from stages.capture.packet_socket import PacketSocket, Statistics
+from stages.capture.socket_filter import program
 
 EVENTS = {
     "interface_down": "the interface is down; captured again when it comes up",
     "interface_failed": "the packet socket reports an error",
     "interface_lost": "the interface is gone; looked for until it is back",
+    "ingress_drop_failed": "frames on a dedicated interface go on to the IP stack, or have ended there and still do: the reason says why",
+    "ingress_drop_refused": "the interface is not captured as a dedicated one: something on this host lives from what arrives there",
+    "ingress_drop_removed": "what an earlier broker had installed is taken away: frames go on to the IP stack again",
+    "prefilter_refused": "the kernel does not take the program made of the policy: everything is captured",
     "interface_returned": "the interface is back and captured again",
 }
 
@@ -52,9 +63,12 @@ _RETRY_MIN_NS, _RETRY_MAX_NS = _S // 4, 5 * _S
 
 _SEEN, _KERNEL, _RESTART = (index("capture", name) for name in ("seen_packets", "dropped_kernel", "dropped_restart"))
 _COMMITTED = tuple(
-    index("capture", f"{name}_packets" if name == "captured" else f"dropped_{name}")
-    for name in ("captured", "oversize", "linktype", "malformed", "own", "loop")
-)
+    index("capture", name)
+    for name in (
+        "captured_packets", "filtered_in_kernel_packets", "dropped_shed_in_kernel", "dropped_oversize", "dropped_linktype",
+        "dropped_malformed", "dropped_own", "dropped_loop",
+    )
+)  # fmt: skip
 
 
 class Interface:
@@ -73,6 +87,8 @@ class Interface:
         self._read_ns = self._looked_ns = 0
         self._own: NDArray[np.uint8] | None = None
         self._breaker = Breaker(self._row, context.live[index("capture", "loop_trips") + self._input.slot :], self._log)
+        self._prefilter = b""
+        self._admission = Admission(self._input.prefilter, self._input.shed, self._log)
         self._is_down = False
         self._gone_ns = self._stopped_ns = 0  # when; 0: not
         self._retry_ns = _RETRY_MIN_NS
@@ -90,6 +106,9 @@ class Interface:
                 raise
             self._log.warning("interface_lost")
             self._retry_later()
+        except SourceError:
+            self.close()
+            raise
 
     def _count_restart(self) -> None:
         """What the worker before me had been given by the kernel and did not publish."""
@@ -100,19 +119,66 @@ class Interface:
         live[_SEEN + slot] = max(seen, known)  # its last packets came after its last reading
 
     def load(self, generation: Generation) -> None:
-        """Know our own packets by the tools of this generation."""
+        """Know our own packets by the tools of this generation, and by its rules what nobody wants."""
         self._own = None if self._input.capture_own else own_table(generation.config)
         self._row["own_at"] = 0 if self._own is None else self._own.ctypes.data
+        before, self._prefilter = self._prefilter, prefilter_of(generation.image, self._input.slot)
+        self._admission.has_prefilter = bool(self._prefilter)
+        if self._prefilter != before:
+            self._admit()
+
+    @property
+    def _program(self) -> bytes:
+        return program(self._prefilter if self._admission.prefiltering else b"", self._admission.kept)
+
+    def _admit(self) -> None:
+        """Have the kernel let through what is to be let through now."""
+        if self._socket is None or self._stopped_ns:
+            return
+        try:
+            self._socket.attach(self._program)
+        except OSError as error:
+            self._log.warning("prefilter_refused", reason=str(error))
+            self._prefilter, self._admission.has_prefilter = b"", False
+            self._socket.attach(self._program)
 
     def _attach(self) -> None:
-        socket = self._socket = PacketSocket(self._input, self._context.lane)
+        socket = self._socket = PacketSocket(self._input, self._context.lane, self._program)
         for name in ("current", "offset", "left", "held", "taken", "alike"):
             self._row[name] = 0
         self._row["ring_at"], self._row["block_bytes"], self._row["n_blocks"] = socket.ring_at, socket.block_bytes, socket.n_blocks
         self._read = Statistics(0, 0)
+        self._admission.reopened()
         self._poll = select.poll()
         self._poll.register(socket.fileno(), select.POLLIN)
         self._is_down, self._gone_ns, self._retry_ns, self.due_ns = False, 0, _RETRY_MIN_NS, 0
+        if not self._context.lane.member:
+            self._settle_ingress()
+
+    def _settle_ingress(self) -> None:
+        """Have frames end behind the tap, or go on, whatever an earlier worker has left there. SourceError at the very start."""
+        name = self._input.interface
+        try:
+            use = ingress_drop.use_of(name) if self._input.dedicated else ""
+            if self._input.dedicated and not use:
+                ingress_drop.install(name)
+            elif ingress_drop.remove(name):
+                self._log.info("ingress_drop_removed")
+        except OSError as error:
+            self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
+            return
+        if use and self._context.epoch == 1:
+            raise SourceError(name, None, f"it cannot be dedicated, for this host would be cut off from it: {use}")
+        if use:
+            self._log.warning("ingress_drop_refused", reason=use)
+
+    def _finish(self) -> None:
+        self.finished = True
+        if self._input.dedicated and not self._context.lane.member:
+            try:
+                ingress_drop.remove(self._input.interface)
+            except OSError as error:
+                self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
 
     @property
     def wait_fd(self) -> int:
@@ -121,7 +187,7 @@ class Interface:
     def stop(self) -> None:
         self._stopped_ns = self._stopped_ns or time.monotonic_ns()
         if self._socket is None:
-            self.finished = True
+            self._finish()
         else:
             self._socket.reject_all()
 
@@ -136,9 +202,9 @@ class Interface:
         while not looked and self._stopped_ns:
             if self._settled(self._stopped_ns):
                 self._detach()
-                self.finished = True
+                self._finish()
                 return 0
-            self._poll.poll(RETIRE_MS)
+            self._poll.poll(self._input.latency_ms)
             looked = self._take(batch)
         if not looked:
             self._when_idle()
@@ -166,6 +232,9 @@ class Interface:
             self._live[_SEEN + self._input.slot] += after.seen - before.seen
             self._live[_KERNEL + self._input.slot] += after.dropped - before.dropped
         self._read, self._read_ns = after, now_ns
+        crowded = self._socket.waits(int(self._row["current"]) + self._socket.n_blocks // 2)
+        if self._admission.look(now_ns, after.seen, after.dropped, crowded):
+            self._admit()
 
     @property
     def _in_ring(self) -> int:
@@ -175,7 +244,7 @@ class Interface:
     def _settled(self, since_ns: int) -> bool:
         """Nothing more will come out of the ring: its open block has had the time to be handed over, and nothing is missing."""
         age_ns = time.monotonic_ns() - since_ns
-        return age_ns > _SETTLE_NS or (age_ns > 2 * RETIRE_MS * _MS and self._in_ring <= 0)
+        return age_ns > _SETTLE_NS or (age_ns > 2 * self._input.latency_ms * _MS and self._in_ring <= 0)
 
     def _detach(self) -> None:
         assert self._socket is not None

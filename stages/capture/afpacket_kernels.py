@@ -9,6 +9,7 @@ from broker.core.metrics import index
 from stages.capture import rows
 from stages.capture.own_kernels import ALIKE, FOREIGN, OWN, whose
 from stages.capture.rows import PACKET_BYTES, write_row
+from stages.capture.socket_filter import MARK_FILTERED, MARK_SHED
 from stages.jit import kernel
 from stages.memory import add64, copy, load16, load32, load64, load_acquire, shift_right, store64, store_be16, store_release
 
@@ -48,10 +49,14 @@ _HEADER_BYTES, _DESCRIPTOR_BYTES = 48, 48
 _VLAN_VALID, _TPID_VALID = 0x10, 0x40
 _DOT1Q, _ADDRESSES_BYTES, _TAG_BYTES = 0x8100, 12, 4
 
+# what a socket filter has left of a packet that it does not let through, in bytes: see `socket_filter.py`
+_MARK_FILTERED, _MARK_SHED, _SHORTEST = MARK_FILTERED, MARK_SHED, 14
+
 _ALIGN = 16  # of every packet in the block: it is copied faster
 _NS = 1_000_000_000
 _CAPTURED, _CAPTURED_BYTES, _RESTORED = rows.CAPTURED, rows.CAPTURED_BYTES, rows.RESTORED
 _OVERSIZE, _MALFORMED = rows.OVERSIZE, rows.MALFORMED
+_FILTERED, _SHED = 8 * index("capture", "filtered_in_kernel_packets"), 8 * index("capture", "dropped_shed_in_kernel")
 _DROPPED_OWN, _DROPPED_LOOP = 8 * index("capture", "dropped_own"), 8 * index("capture", "dropped_loop")
 
 
@@ -88,6 +93,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     max_packets, data_bytes = load64(state_at + _MAX_PACKETS), load64(state_at + _DATA_BYTES)
     own_at, drop_alike = load64(state_at + _OWN_AT), load64(state_at + _DROP_ALIKE)
     n, used, looked, wire_bytes, restored, oversize, malformed, own, alike = 0, 0, 0, 0, 0, 0, 0, 0, 0
+    filtered, shed = 0, 0
     full = 0
     while not full and held < n_blocks:
         block_at = ring_at + current * block_bytes
@@ -105,7 +111,11 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
             p = block_at + offset
             caplen, wirelen, mac, status = load32(p + _SNAPLEN), load32(p + _LEN), load16(p + _MAC), load32(p + _STATUS)
             tag = _TAG_BYTES if status & _VLAN_VALID else 0
-            if mac < _HEADER_BYTES or offset + mac + caplen > block_bytes or (tag and caplen < _ADDRESSES_BYTES):
+            if caplen == _MARK_FILTERED and wirelen >= _SHORTEST:
+                filtered += 1
+            elif caplen == _MARK_SHED and wirelen >= _SHORTEST:
+                shed += 1
+            elif mac < _HEADER_BYTES or offset + mac + caplen > block_bytes or (tag and caplen < _ADDRESSES_BYTES):
                 malformed += 1
             elif caplen + tag > data_bytes:
                 oversize += 1
@@ -154,6 +164,8 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     add64(counters_at + _CAPTURED + 8 * slot, n)
     add64(counters_at + _CAPTURED_BYTES + 8 * slot, wire_bytes)
     add64(counters_at + _RESTORED + 8 * slot, restored)
+    add64(counters_at + _FILTERED + 8 * slot, filtered)
+    add64(counters_at + _SHED + 8 * slot, shed)
     add64(counters_at + _OVERSIZE + 8 * slot, oversize)
     add64(counters_at + _MALFORMED + 8 * slot, malformed)
     add64(counters_at + _DROPPED_OWN + 8 * slot, own)

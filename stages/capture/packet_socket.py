@@ -24,23 +24,18 @@ import numpy as np
 
 from broker.core.model import Input, Lane
 from stages.capture.errors import AbsentError, SourceError
+from stages.capture.socket_filter import REJECT_ALL
 
 _SOL_PACKET, _ETH_P_ALL = 263, 0x0003
 _ADD_MEMBERSHIP, _RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 1, 5, 6, 10, 18, 23
 _TPACKET_V3, _MR_PROMISC, _FANOUT_HASH = 2, 1, 0
-_SO_ATTACH_FILTER = 26
+_STATUS, _USER = 8, 1  # tpacket_block_desc: block_status
+_SO_ATTACH_FILTER, _INSTRUCTION_BYTES = 26, 8
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 
 BLOCK_BYTES = 256 * 1024  # larger ones fall out of the second-level cache; a super-frame has 64 KiB
 _MIN_BLOCK_BYTES = 128 * 1024
 _FRAME_BYTES = 2048  # means nothing in version 3, but has to divide the block
-RETIRE_MS = 16
-"""A kernel block that is not full is handed over so long after its first packet. Each block wakes every stage, whose code has meanwhile
-left the caches: shorter costs CPU (at 8 a tenth more per packet, `python -m bench live`), longer only delays."""
-
-# Classic BPF (linux/filter.h), (code, jump if true, if false, k)
-_REJECT_ALL = ((0x06, 0, 0, 0),)
-_REJECT_OUTGOING = ((0x28, 0, 0, 0xFFFFF004), (0x15, 0, 1, 4), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))  # SKF_AD_PKTTYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +49,8 @@ class Statistics:
 class PacketSocket:
     """Open from the start; `close` once. Nothing here is done per packet."""
 
-    def __init__(self, input_: Input, lane: Lane) -> None:
-        """SourceError in words."""
+    def __init__(self, input_: Input, lane: Lane, program: bytes) -> None:
+        """`program`: what the kernel lets through, see `socket_filter`. SourceError in words."""
         self.name = input_.interface
         self._seen = self._dropped = 0
         try:
@@ -63,7 +58,7 @@ class PacketSocket:
         except PermissionError:
             raise SourceError(self.name, None, "capturing needs the capability CAP_NET_RAW (or root)") from None
         try:
-            self._set_up(input_, lane)
+            self._set_up(input_, lane, program)
         except OSError as error:
             self._socket.close()
             absent = error.errno in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
@@ -72,24 +67,24 @@ class PacketSocket:
             self._socket.close()
             raise
 
-    def _set_up(self, input_: Input, lane: Lane) -> None:
+    def _set_up(self, input_: Input, lane: Lane, program: bytes) -> None:
         sock, number = self._socket, self._number()
         self.block_bytes = BLOCK_BYTES if input_.ring_bytes >= 2 * BLOCK_BYTES else _MIN_BLOCK_BYTES
         self.n_blocks = max(input_.ring_bytes // self.block_bytes, 2)
         n_frames = self.block_bytes // _FRAME_BYTES * self.n_blocks
         sock.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
-        ring = struct.pack("7I", self.block_bytes, self.n_blocks, _FRAME_BYTES, n_frames, RETIRE_MS, 0, 0)
+        ring = struct.pack("7I", self.block_bytes, self.n_blocks, _FRAME_BYTES, n_frames, input_.latency_ms, 0, 0)
         sock.setsockopt(_SOL_PACKET, _RX_RING, ring)
         sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
         if input_.promiscuous:
             sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8s", number, _MR_PROMISC, 0, b""))
         self._memory = mmap.mmap(sock.fileno(), self.block_bytes * self.n_blocks, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.ring_at = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
-        self._attach(_REJECT_ALL)
+        self.attach(REJECT_ALL)
         sock.bind((self.name, _ETH_P_ALL))
         if lane.fanout_size > 1:
             sock.setsockopt(_SOL_PACKET, _FANOUT, lane.fanout_group & 0xFFFF | _FANOUT_HASH << 16)
-        self._attach(_REJECT_OUTGOING)
+        self.attach(program)
 
     def _number(self) -> int:
         """The interface's index; SourceError when it is not there or down."""
@@ -111,17 +106,22 @@ class PacketSocket:
         (flags,) = struct.unpack_from("H", answer, 16)
         return bool(flags & _IFF_UP)
 
-    def _attach(self, program: tuple[tuple[int, int, int, int], ...]) -> None:
-        """Replaces the filter that is there, in one step."""
-        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    def attach(self, program: bytes) -> None:
+        """sock_filter[], which replaces the filter that is there, in one step. OSError when the kernel refuses it."""
+        code = ctypes.create_string_buffer(program, len(program))
+        length = len(program) // _INSTRUCTION_BYTES
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", length, ctypes.addressof(code)))
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def reject_all(self) -> None:
         """From now on nothing new comes; what the ring holds stays."""
-        self._attach(_REJECT_ALL)
+        self.attach(REJECT_ALL)
+
+    def waits(self, block: int) -> bool:
+        """Whether this block of the ring has been handed over and not been given back."""
+        return bool(self._memory[block % self.n_blocks * self.block_bytes + _STATUS] & _USER)
 
     def statistics(self) -> Statistics:
         """One system call; the kernel's own counts start over with each."""

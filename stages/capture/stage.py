@@ -8,11 +8,12 @@ alignment. From an interface packets are copied: the only user-space copy of the
 | reads | capture files (pcap, pcapng; `-` is standard input), a live interface (AF_PACKET) or sockets at the end of tunnels, by the \
 kind of the lane's first input |
 | writes | BLOCK n_packets, data_used; packets; data |
-| options | `Input`: files, pace; interface, promiscuous, ring_bytes, capture_own; listen, senders, address, port, key, vni, buffer_bytes |
-| counts | captured_*, tags_restored, cut_packets, dropped_*; seen_packets; the position source_* |
+| options | `Input`: files, pace; interface, promiscuous, ring_bytes, latency_ms, capture_own, dedicated, prefilter, shed; listen, \
+senders, address, port, key, vni, buffer_bytes |
+| counts | captured_*, filtered_in_kernel_packets, tags_restored, cut_packets, dropped_*; seen_packets; the position source_* |
 
-Received packets of an input are captured_packets and everything dropped_*. What a crash costs: nothing for files; for an interface
-what the kernel held and the block that was not published (see `afpacket`).
+Received packets of an input are captured_packets, filtered_in_kernel_packets and everything dropped_*. What a crash costs: nothing
+for files; for an interface what the kernel held and the block that was not published (see `afpacket`).
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ To add a tunnel:
 
 `stages/send/sockets.py` takes GRE and UDP as they are; another IP protocol needs a row there.
 
-UDP checksums. Over IPv6 there is one (RFC 8200 section 8.1): sockets leave it to the kernel, for files it is computed. Over IPv4 there is
-none unless `udp_checksum` asks for it (RFC 768; RFC 7348 section 4.1.1 and RFC 8926 section 3.3 say so for VXLAN and Geneve): it would
-cover the source address too, which over IPv4 the kernel chooses when the header has long been written. RFC 8086 section 2.1 would rather
-have one in GRE-in-UDP; GRE's own `checksum` covers the packet as well. So what is in a file is what the wire carries.
+UDP checksums. Over IPv6 there is one (RFC 8200 section 8.1): sockets leave it to the kernel, for files and packet sockets it is computed.
+Over IPv4 there is none unless `udp_checksum` asks for it (RFC 768; RFC 7348 section 4.1.1 and RFC 8926 section 3.3 say so for VXLAN and
+Geneve): it would cover the source address too, which over IPv4 the kernel chooses when the header has long been written. RFC 8086 section
+2.1 would rather have one in GRE-in-UDP; GRE's own `checksum` covers the packet as well. So what is in a file is what the wire carries, but
+for the UDP checksum of what leaves in runs (`stages/send/segments.py`).
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ def make_templates(tools: Iterable[Tool], generation: int = 0) -> NDArray[np.voi
         row["patches"] = SHARE_BY_TOOL if tool.tunnel is None or tool.file else 0
         row["max_data_len"] = 0xFFFF_FFFF
         if tool.tunnel is not None:
-            _lay(row, replace(tool.tunnel, df=tool.whole), generation, in_file=bool(tool.file))
+            _lay(row, replace(tool.tunnel, df=tool.whole), generation, in_file=bool(tool.file), is_final=tool.backend == "packet")
     return rows
 
 
-def _lay(row: NDArray[np.void], tunnel: Tunnel, generation: int, *, in_file: bool) -> None:
+def _lay(row: NDArray[np.void], tunnel: Tunnel, generation: int, *, in_file: bool, is_final: bool) -> None:
     shape = TUNNELS[tunnel.kind]
     inner = shape.inner(tunnel, generation)
     source, remote = addresses(tunnel, ask_routes=not in_file)
@@ -88,7 +89,7 @@ def _lay(row: NDArray[np.void], tunnel: Tunnel, generation: int, *, in_file: boo
     if shape.protocol == UDP_PROTOCOL:
         udp = struct.pack("!HHHH", tunnel.source_port, tunnel.udp_port, 0, 0)
         patches |= PATCH_UDP
-        patches |= PATCH_UDP_CHECKSUM if (tunnel.udp_checksum if v4 else in_file) else 0
+        patches |= PATCH_UDP_CHECKSUM if (tunnel.udp_checksum if v4 else in_file or is_final) else 0
         patches |= PATCH_SOURCE_PORT if not tunnel.source_port else 0
     header = ip + udp + inner.header
     tunnel_at = len(ip) + len(udp)

@@ -37,7 +37,8 @@ def set_send_buffer(opened: socket.socket) -> None:
 
 
 class DatagramEgress:
-    """One tool behind a socket. A kind of it says how the socket is opened, and what `_skip` of each header the kernel writes."""
+    """One tool behind a socket. A kind of it says how the socket is opened, what `_skip` of each header the kernel writes, and what
+    each frame begins with (`_lead_at`, `_lead_len`)."""
 
     repeats = True
 
@@ -46,6 +47,7 @@ class DatagramEgress:
         self.tool = tool
         self._where = where
         self._skip = 0
+        self._lead_at = self._lead_len = 0
         self._counters = context.counters[tool.slot :]
         self._counters_at = context.counters_at + 8 * tool.slot
         self._scratch = scratch
@@ -68,14 +70,18 @@ class DatagramEgress:
     def _before_waiting(self) -> None:
         """What would keep a full socket from being waited for."""
 
+    def _arrange(self, scratch: Scratch) -> None:
+        """The job of a block is ready: which of its rows go together?"""
+
+    def _handed_over(self, refusal: int) -> None:
+        """A run was refused, and its frames went one by one. `refusal`: the errno."""
+
     def _open(self) -> bool:
         try:
             self._socket = self._open_socket()
         except OSError as error:
             self._fail(error.errno or 0, OPENING, "tool_down")
             return False
-        self._poller = select.poll()
-        self._poller.register(self._socket, select.POLLOUT)
         self._opened(self._socket)
         return True
 
@@ -92,11 +98,14 @@ class DatagramEgress:
         assert self._socket is not None
         scratch = self._scratch
         scratch.job[0] = (
-            self._socket.fileno(), self._skip, self._counters_at, scratch.reasons_at, scratch.vectors_at, scratch.progress_at, progress,
-            rows_at, n_rows, 0, self._failures, batch.frames_at, batch.headers_at, batch.data_at,
+            self._socket.fileno(), self._skip, self._counters_at, scratch.reasons_at, scratch.messages_at, scratch.progress_at, progress,
+            rows_at, n_rows, 0, self._failures, batch.frames_at, batch.headers_at, batch.data_at, self._lead_at, self._lead_len, 0, 0, 0, 0,
         )  # fmt: skip
+        self._arrange(scratch)
         self._hand_over(n_rows)
         self._failures = int(scratch.job["failures"][0])
+        if refusal := int(scratch.job["refusal"][0]):
+            self._handed_over(refusal)
 
     def _hand_over(self, n_rows: int) -> None:
         job, job_at = self._scratch.job, self._scratch.job_at
@@ -115,7 +124,7 @@ class DatagramEgress:
                 self._wait(number, until - now)
                 continue
             # One call's worth, and then another try: what has drained meanwhile is used, and a dead socket costs few calls.
-            dropped = min(kernels.VECTORS, n_rows - done)
+            dropped = min(kernels.MESSAGES, n_rows - done)
             self._counters[FULL] += dropped
             job["done"] = done + dropped
             self._patience_ns = 0
@@ -128,7 +137,9 @@ class DatagramEgress:
     def _wait(self, number: int, limit_ns: int) -> None:
         self._before_waiting()
         if number == errno.EAGAIN:
-            self._poller.poll(max(1, limit_ns // 1_000_000))
+            poller = select.poll()
+            poller.register(int(self._scratch.job["fd"][0]), select.POLLOUT)
+            poller.poll(max(1, limit_ns // 1_000_000))
         else:  # a queue further down is full, or memory short: nothing announces the end of that
             time.sleep(min(limit_ns, 200_000) / 1e9)
 

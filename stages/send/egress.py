@@ -6,6 +6,8 @@ To add a backend: a class with the shape of `Egress`, and its case in `stage.mak
 from __future__ import annotations
 
 import errno
+import socket
+import struct
 import time
 from typing import Any, Protocol
 
@@ -18,10 +20,12 @@ from broker.core.metrics import index
 from broker.core.model import Tool
 from broker.core.stage import Context
 from stages.send import kernels
+from stages.send.runs import Runs
 
 BUFFER_BYTES = 1024 * 1024
 FIRST_DELAY_NS, LONGEST_DELAY_NS = 100_000_000, 5_000_000_000
 SAME_NOTICE_NS = 10_000_000_000
+UDP_SEGMENT = 103  # linux/udp.h
 
 FULL, TOO_BIG, UNREACHABLE, NO_LISTENER, FORBIDDEN, DISK, TOOL_DOWN, OTHER = (
     index("send", f"dropped_{name}")
@@ -82,25 +86,24 @@ class Scratch:
     def __init__(self, context: Context) -> None:
         self.job = np.zeros(1, kernels.JOB)
         self.job_at = int(self.job.ctypes.data)
-        self.vectors = _vectors()
+        self.messages = _messages()
         self.buffer = np.empty(BUFFER_BYTES + SLACK, np.uint8)
         self.buffer_at = int(self.buffer.ctypes.data)
         self.ends = np.zeros(context.geometry.max_frames, np.int64)
         self.ends_at = int(self.ends.ctypes.data)
         self.lens = np.zeros(context.geometry.max_frames, np.int64)
         self.lens_at = int(self.lens.ctypes.data)
-        self.vectors_at = int(self.vectors.ctypes.data)
+        self.messages_at = int(self.messages.ctypes.data)
+        self.runs = Runs(context.geometry.max_frames)
         self.reasons_at = int(SENDING.ctypes.data)
         self.progress_at = context.progress_at
 
 
-def _vectors() -> NDArray[np.int64]:
-    """``mmsghdr[VECTORS]`` with two iovecs each; the iovecs are filled for each call."""
-    memory = np.zeros(kernels.VECTORS_BYTES // 8, np.int64)
-    headers = memory[: kernels.VECTORS * kernels.MMSGHDR_BYTES // 8].reshape(kernels.VECTORS, -1)
-    first = int(memory.ctypes.data) + headers.nbytes
-    headers[:, 2] = first + np.arange(kernels.VECTORS) * 2 * kernels.IOVEC_BYTES  # msg_iov
-    headers[:, 3] = 2  # msg_iovlen
+def _messages() -> NDArray[np.uint8]:
+    """`kernels.MESSAGES`; what differs from call to call is filled then."""
+    memory = np.zeros(kernels.MESSAGES_BYTES, np.uint8)
+    controls = memory[kernels.MESSAGES * kernels.MMSGHDR_BYTES :][: kernels.MESSAGES * kernels.CMSG_BYTES]
+    controls.reshape(kernels.MESSAGES, -1)[:, :16] = np.frombuffer(struct.pack("qii", 16 + 2, socket.SOL_UDP, UDP_SEGMENT), np.uint8)
     return memory
 
 
@@ -125,8 +128,8 @@ class Retry:
 class Notices:
     """Log lines of one tool: the same event is told at most every ten seconds, with how often it came in between.
 
-    Events: tool_opened, tool_one_port, tool_down, tool_full, tool_refused, tool_unheard, file_failed, file_started_anew, file_finished,
-    file_not_removed, reader_joined, reader_left, reader_refused.
+    Events: tool_opened, backend_chosen, tool_one_port, tool_not_segmented, tool_by_ip, tool_down, tool_full, tool_refused, tool_unheard,
+    file_failed, file_started_anew, file_finished, file_not_removed, reader_joined, reader_left, reader_refused.
     """
 
     def __init__(self, log: Any, tool: Tool) -> None:

@@ -53,7 +53,7 @@ _ORIGIN_LOCAL = 1  # linux/errqueue.h: our own host refused it, which the send h
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 
 _IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
-_UDP_HEADER = 8
+UDP_HEADER = 8
 _UDP_CHECKSUM_AT = 6
 
 OpenSocket = Callable[[Tunnel], socket.socket]
@@ -79,6 +79,11 @@ def open_socket(tunnel: Tunnel) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def ip_header_bytes(tunnel: Tunnel) -> int:
+    """Of the outer IP header."""
+    return _IP_HEADER[_family(tunnel)]
 
 
 def _made(family: socket.AddressFamily, tunnel: Tunnel) -> socket.socket:
@@ -156,10 +161,17 @@ class SocketEgress(DatagramEgress):
     def _opened(self, opened: socket.socket) -> None:
         self._raw = opened.type == socket.SOCK_RAW
         one_port = not self._raw and bool(self._tunnel.udp_port)
-        self._skip = _IP_HEADER[_family(self._tunnel)] + (_UDP_HEADER if one_port else 0)
+        self._skip = ip_header_bytes(self._tunnel) + (UDP_HEADER if one_port else 0)
         self._notices.info("tool_opened", kind=self._tunnel.kind, **self._where)
-        if one_port and not self._tunnel.source_port:
+        if one_port and not self._tunnel.source_port and len(self._all()) == 1:
             self._notices.warn("tool_one_port", "raw sockets need CAP_NET_RAW", **self._where)
+
+    @property
+    def source(self) -> bytes:
+        """The outer source address, packed; empty while no socket is open."""
+        if self._socket is None:
+            return b""
+        return ipaddress.ip_address(self._socket.getsockname()[0]).packed
 
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
         unheard = int(self._counters[UNHEARD])
@@ -172,12 +184,18 @@ class SocketEgress(DatagramEgress):
 
     def _read_reports(self) -> None:
         """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h)."""
-        if self._socket is None:
-            return
+        for opened in self._all():
+            self._read_reports_of(opened)
+
+    def _all(self) -> list[socket.socket]:
+        """Those that are open."""
+        return [self._socket] if self._socket is not None else []
+
+    def _read_reports_of(self, opened: socket.socket) -> None:
         heard = 0
         for _ in range(MOST_REPORTS):
             try:
-                quoted, ancillary, _, _ = self._socket.recvmsg(512, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                quoted, ancillary, _, _ = opened.recvmsg(512, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
             except OSError:  # no more; or the pending error itself, which this call has taken
                 break
             for _, _, report in ancillary:

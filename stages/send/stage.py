@@ -2,13 +2,14 @@
 
 Reads   frames, headers, data, packets (times).
 Writes  nothing in the block; ``progress`` in its own row.
-Options tools: tunnel (`sockets.py`), file (`files.py`), rotation (`rotation.py`), interface (`interface.py`), stream (`stream.py`),
-        tap (`tap.py`).
+Options tools: tunnel and its backend (`backends.py`), file (`files.py`), rotation (`rotation.py`), interface (`interface.py`),
+        stream (`stream.py`), tap (`tap.py`).
 Counts  per tool: delivered_frames, delivered_bytes, dropped_* by reason, repeated_frames, unheard_reports, reader_*, file_*.
         For each block: frames of a tool = delivered_frames + every dropped_*.
 
 Every worker visits every block and takes the frames whose ``share % workers`` is its number: a flow stays with one worker, and what has
-no tunnel or goes to a file with the worker whose number is the tool's slot (modulo). Within a tool frames leave in the order of the ring.
+no tunnel or goes to a file with the worker whose number is the tool's slot (modulo). Within a tool frames leave in the order of the
+ring, or where they leave in runs, each flow's do.
 
 Nothing here waits for a tool longer than a few ms a block, and a tool that is full or down costs next to nothing: one tool never stalls
 another. A crash repeats at most one block on sockets, counted in repeated_frames by what ``progress`` says; files are cut back instead.
@@ -28,12 +29,12 @@ from broker.core.metrics import index
 from broker.core.model import Tool
 from broker.core.stage import AGAIN, Context, Generation
 from stages.send import kernels
+from stages.send.backends import make_tunnel_egress
 from stages.send.egress import TOOL_DOWN, Egress, Scratch
 from stages.send.files import FileEgress
 from stages.send.formats import make_format
 from stages.send.interface import InterfaceEgress
 from stages.send.rotation import RotatingEgress
-from stages.send.sockets import SocketEgress
 from stages.send.stream import StreamEgress
 from stages.send.tap import TapEgress
 
@@ -87,7 +88,7 @@ class Send:
     def _make_egress(self, tool: Tool, *, first: bool) -> Egress:
         given = self._context, self._scratch, self._log
         if tool.tunnel is not None and not tool.file:
-            return SocketEgress(tool, *given)
+            return make_tunnel_egress(tool, *given)
         if tool.interface:
             return InterfaceEgress(tool, *given)
         made = make_format(tool, self._context)

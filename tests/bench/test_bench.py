@@ -24,6 +24,7 @@ needs_tcpdump = pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpd
 
 NEEDS = {
     "replay": needs_tcpdump,
+    "peers": (needs_tcpdump, libpcap.needs_libpcap),
     "filter": needs_tcpdump,
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
@@ -31,7 +32,8 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES])
+# tests/live/test_small.py runs that one, on an agent that it has anyway.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in BENCHES if name != "small"])
 def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
     run = subprocess.run([sys.executable, "-m", "bench", name, "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
@@ -46,7 +48,7 @@ def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
 def test_an_unknown_bench_is_refused_in_words() -> None:
     run = subprocess.run([sys.executable, "-m", "bench", "nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
-    assert "no bench is called nonsense; there are replay, filter" in run.stderr
+    assert "no bench is called nonsense; there are replay, peers, filter" in run.stderr
 
 
 @needs_tcpdump

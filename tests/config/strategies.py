@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from broker.config.packet import build, fields_text
 from broker.config.slots import assign_slots
 from broker.core.flow_model import ATTRIBUTES, Export, Flows, Link, Site, Store
-from broker.core.model import Config, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Sample, Stages, Stream, Tls, Tool, Tunnel
+from broker.core.model import Config, Cpus, Input, Map, PolicyTest, RingSizes, Rotation, Rule, Sample, Stages, Stream, Tls, Tool, Tunnel
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True) | st.sampled_from(
     ["on", "no", "null", "1e3", "0x1f", "010", "12_3", "y"]
@@ -34,6 +34,9 @@ def packet_fields(inputs: list[str]) -> st.SearchStrategy[dict[str, object]]:
             "eth.src": st.just("00:11:22:33:44:55"),
         },
     )
+
+
+cpu_lists = st.lists(st.integers(0, 4095), max_size=3).map(tuple)
 
 
 @st.composite
@@ -103,7 +106,9 @@ def some_tools(draw: st.DrawFn, name: str, file: str, number: int) -> Tool:
     kind = draw(st.sampled_from(["tunnel", "file", "rotation", "interface", "stream"]))
     made = draw(st.sampled_from(["pcap", "pcapng"]))
     if kind == "tunnel":
-        return Tool(name, tunnel=draw(tunnels()), receiver=draw(st.sampled_from(["", "tshark"])))
+        tunnel = draw(tunnels())
+        backends = ["auto", "socket", "packet"] + (["segment"] if tunnel.udp_port and not tunnel.sequence else [])
+        return Tool(name, tunnel=tunnel, receiver=draw(st.sampled_from(["", "tshark"])), backend=draw(st.sampled_from(backends)))
     if kind == "interface":
         return Tool(name, interface=f"out{number}", qdisc_bypass=draw(st.booleans()))
     if kind == "file":
@@ -226,8 +231,9 @@ def configs(draw: st.DrawFn) -> Config:
     for n, name in enumerate(some(1)):
         kind = draw(st.sampled_from(["afpacket", "pcap", "tunnel"]))
         if kind == "afpacket":
-            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30))}
-            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own")}
+            sizes = {"ring_bytes": draw(st.integers(1 << 20, 1 << 30)), "latency_ms": draw(st.integers(1, 250))}
+            switches = {key: draw(st.booleans()) for key in ("promiscuous", "capture_own", "dedicated", "shed")}
+            switches["prefilter"] = draw(st.sampled_from(["auto", "on", "off"]))
             inputs.append(Input(name, "afpacket", interface=f"eth{n}", **sizes, **switches))
         elif kind == "tunnel":
             inputs.append(draw(endpoints(name, n)))
@@ -260,7 +266,10 @@ def configs(draw: st.DrawFn) -> Config:
         maps=tuple(maps),
         sets={"set_": draw(st.lists(v4 | v6, max_size=3).map(tuple)), "ports": ("80", "8000-8080", "https")},
         collector=draw(to if not maps else to_any),
-        stages=Stages(*(draw(st.integers(1, 16)) for _ in range(4))),
+        stages=Stages(
+            *(draw(st.integers(1, 16)) for _ in range(4)),
+            Cpus(*(tuple(draw(st.lists(st.integers(0, 4095), max_size=3))) for _ in range(5))),
+        ),
         ring=RingSizes(1 << draw(st.integers(2, 10)), draw(st.integers(1, 16_384)), draw(st.integers(262_144, 1 << 26))),
         http=draw(st.sampled_from(["", "127.0.0.1:0", "0.0.0.0:9464", "[::1]:9464"])),
         drain_s=draw(st.sampled_from([0.0, 0.5, 10.0, 3600.0])),

@@ -11,6 +11,7 @@ from broker.config.lanes import (
     HEADER_BYTES,
     SEGMENT_FRAMES,
     copies_in,
+    cpu_of,
     geometry,
     lanes,
     needed_tools,
@@ -18,7 +19,7 @@ from broker.config.lanes import (
     tool_room,
 )
 from broker.core import layout
-from broker.core.model import Config, Input, Map, Mask, RingSizes, Rule, Shape, Stages, Tool
+from broker.core.model import Config, Cpus, Input, Map, Mask, RingSizes, Rule, Shape, Stages, Tool
 from tests.config.strategies import configs
 
 
@@ -35,6 +36,12 @@ def test_a_live_input_has_as_many_lanes_as_capture_and_files_share_one() -> None
     assert [[i.name for i in lane.inputs] for lane in found] == [["eth0"], ["eth0"], ["eth1"], ["eth1"], ["a.pcap", "b.pcap"]]
     assert [lane.number for lane in found] == [0, 1, 2, 3, 4]
     assert [lane.fanout_size for lane in found] == [2, 2, 2, 2, 1]
+
+
+def test_workers_are_given_the_cpus_of_their_stage_in_turn_lane_after_lane() -> None:
+    made = replace(config("eth0"), stages=Stages(cpus=Cpus(filter=(3, 5, 7))))
+    assert [cpu_of(made, lane, "filter", worker, 2) for lane in (0, 1) for worker in (0, 1)] == [3, 5, 7, 3]
+    assert cpu_of(made, 0, "send", 0, 1) is None
 
 
 def test_lanes_of_one_input_are_one_fanout_group_and_others_another() -> None:

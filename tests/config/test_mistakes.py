@@ -141,7 +141,7 @@ def test_copies_that_no_ring_has_room_for_are_told() -> None:
     tools = ", ".join(f"t{k}: {{kind: pcap, file: f{k}, mask: payload}}" for k in range(20))
     text = f"inputs: {{i: {{kind: pcap, file: x}}}}\ntools: {{{tools}}}\nring: {{block_bytes: 67108864}}\ncollector: t0\n"
     (found,) = told(text)
-    assert found.startswith("t.yaml:3:21: ring.block_bytes: tools and maps that change bytes of packets need 1342506560 bytes")
+    assert found.startswith("t.yaml:3:21: ring.block_bytes: tools and maps that change bytes of packets need 1342834240 bytes")
 
 
 def test_two_inputs_do_not_listen_at_one_port() -> None:

@@ -13,7 +13,7 @@ from broker.core import layout
 from broker.core.batch import Batch, heap_batch
 from broker.core.layout import Geometry
 from broker.core.metrics import COUNTERS, N_COUNTERS, index
-from broker.core.model import Config, Input, Lane, Tool, Tunnel
+from broker.core.model import Backend, Config, Input, Lane, Tool, Tunnel
 from broker.core.stage import Context, Generation
 from stages import memory
 from stages.encapsulate.stage import Encapsulate
@@ -68,8 +68,10 @@ def generation(*tools: Tool, number: int = 1) -> Generation:
     return Generation(number, Config("test", (), tools, ()), np.zeros(1, np.uint8), 0)
 
 
-def gre_tool(slot: int = 0, kind: Any = "gre", remote: str = "192.0.2.9", file: str = "", **options: Any) -> Tool:
-    return Tool(f"tool{slot}", slot, Tunnel(kind, remote, **options), file)
+def gre_tool(
+    slot: int = 0, kind: Any = "gre", remote: str = "192.0.2.9", file: str = "", *, backend: Backend = "socket", **options: Any
+) -> Tool:
+    return Tool(f"tool{slot}", slot, Tunnel(kind, remote, **options), file, backend=backend)
 
 
 def file_tool(slot: int, path: Path | str) -> Tool:
@@ -184,7 +186,9 @@ class Sender:
         s, stage = self.surroundings, self.stage
         allow_batch(batch)
         allow_arrays(s.counters, s.progress, stage._mine, stage._rows, stage._counts, stage._found, stage._sort)
-        allow_arrays(stage._scratch.job, stage._scratch.vectors, stage._scratch.buffer, stage._scratch.ends, stage._scratch.lens, SENDING)
+        allow_arrays(stage._scratch.job, stage._scratch.messages, stage._scratch.buffer, stage._scratch.ends, stage._scratch.lens, SENDING)
+        allow_arrays(*stage._scratch.runs.arrays)
+        allow_arrays(*(fds for egress in stage._egresses.values() if (fds := getattr(egress, "_fds", None)) is not None))
         for made in (getattr(egress, "format", None) for egress in stage._egresses.values()):
             if isinstance(made, PcapNg):
                 allow_arrays(made.interfaces)

@@ -51,6 +51,19 @@ def test_blocks_between_the_cursors_are_measured_as_in_flight(pipeline: Pipeline
     assert (recorder.wanted_frames, recorder.delivered_frames, recorder.in_flight_frames) == (3, 2, 1)
 
 
+def test_what_the_kernel_has_left_out_is_received_and_filtered(pipeline: Pipeline, lane: LaneMemory):
+    capture_block(lane, 3)
+    judge_block(lane, 0, [IDS, 0, 0])
+    count(lane, "capture", "filtered_in_kernel_packets", 7)
+    count(lane, "capture", "dropped_shed_in_kernel", 5)
+    ledger = ledger_of(pipeline)
+    assert ledger.balanced
+    assert ledger.judged_off_by == 0
+    totals = ledger.totals
+    assert (totals.received, totals.filtered, totals.filtered_in_kernel, totals.dropped["shed_in_kernel"]) == (15, 9, 7, 5)
+    assert (ledger.inputs[0].received_packets, ledger.inputs[0].filtered_in_kernel_packets) == (15, 7)
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_ledger_closes_wherever_the_workers_stand(data: st.DataObject, shm: object):

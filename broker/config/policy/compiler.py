@@ -10,8 +10,9 @@ from broker.config import deliveries
 from broker.config.policy import image
 from broker.config.policy.errors import PolicyError
 from broker.config.policy.fields import MAX_TERMS, Term, is_predicate, terms
-from broker.config.policy.image import DROP, MODE_DELIVER, MODE_DROP, MODE_LIBPCAP, PASS, RULE, Builder
+from broker.config.policy.image import DROP, MODE_DELIVER, MODE_DROP, MODE_LIBPCAP, PASS, PREFILTER, RULE, Builder
 from broker.config.policy.parser import parse
+from broker.config.policy.prefilter import prefilter
 from broker.config.policy.program import Program
 from broker.config.policy.sets import read_set
 from broker.config.policy.simplify import simplify
@@ -66,6 +67,7 @@ def build_policy(config: Config) -> Policy:
         _add_program(builder, config, program, maps, unguarded)
         needed = add_tables(builder, program, [found if len(found) <= limit else [{}] for found, _ in of_rules], unguarded, image.MAX_BYTES)
         if needed <= image.MAX_BYTES:
+            _add_prefilters(builder, config, [[of_rules[rule][0] for rule in rules] for rules in maps])
             return Policy(builder.finish(), program, maps, of_rules)
         if limit == 1:
             raise PolicyError(f"the policy needs {needed:,} bytes of tables; at most {image.MAX_BYTES:,}")
@@ -90,6 +92,13 @@ def _add_program(builder: Builder, config: Config, program: Program, maps: tuple
     parts = (("tests", table), ("code", code), ("rules", rows), ("predicates", np.array(predicates, np.uint32)))
     for name, part in parts:
         head[f"n_{name}"], head[f"{name}_at"] = len(part), builder.add(part)
+
+
+def _add_prefilters(builder: Builder, config: Config, terms: list[list[list[Term]]]) -> None:
+    bodies = {one.slot: body for one in config.inputs if (body := prefilter(config, one, terms))}
+    rows = np.array([(slot, builder.add(np.frombuffer(body, np.uint8)), len(body)) for slot, body in bodies.items()], PREFILTER)
+    head = builder.header[0]
+    head["n_prefilters"], head["prefilters_at"] = len(rows), builder.add(rows)
 
 
 def _seen_inputs(m: Map, slot: dict[str, int]) -> int:

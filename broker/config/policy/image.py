@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from broker.core.layout import MAPS
 
 MAGIC = 0x3143_4C4F_504D_4154  # "TAMPOLC1" little-endian
-VERSION = 4
+VERSION = 5
 KEY_WORDS = 3
 KEY_BITS = 62  # used of each word, so that it never looks negative
 MAX_BYTES = 128 << 20  # two of them while a reload goes on, in an agent of 512 MB
@@ -171,9 +171,14 @@ IMAGE = np.dtype(
         ("chunks_at", "<i8"),  # u8[][CHUNK_TERMS / 64]: bits of terms; rows share those that are equal, and number 0 is empty
         ("n_predicates", "<i8"),
         ("predicates_at", "<i8"),  # u4[n_predicates]: the row of TEST that each is
-        ("pad", "<i8", (4,)),
+        ("n_prefilters", "<i8"),
+        ("prefilters_at", "<i8"),  # PREFILTER rows
+        ("pad", "<i8", (2,)),
     ]
 )
+
+PREFILTER = np.dtype([("input", "<i8"), ("at", "<i8"), ("n_bytes", "<i8")])
+"""What the kernel may be asked before it captures packets of an input slot: see prefilter.py."""
 
 
 class Builder:
@@ -234,6 +239,14 @@ def check_image(image: NDArray[np.uint8]) -> str:
         if not 0 <= int(head[f"n_{name}"]) < most or not _inside(image, int(head[f"{name}_at"]), int(head[f"n_{name}"]), size):
             return "tables outside the policy image"
     return _wrong_code(image, head) or _wrong_maps(image, head)
+
+
+def prefilter_of(image: NDArray[np.uint8], slot: int) -> bytes:
+    """The body of the program for an input; empty: there is none."""
+    for row in _part(image, image[: IMAGE.itemsize].view(IMAGE)[0], "prefilters", PREFILTER):
+        if int(row["input"]) == slot:
+            return image[int(row["at"]) : int(row["at"] + row["n_bytes"])].tobytes()
+    return b""
 
 
 def _part(image: NDArray[np.uint8], head: np.void, name: str, dtype: Any) -> NDArray[Any]:

@@ -150,6 +150,19 @@ def test_a_frame_longer_than_the_configured_block_is_counted(tmp_path: Path, wir
     assert worker.count("seen_packets") == _accounted(worker) == 3
 
 
+def test_the_kernel_is_told_how_long_a_packet_may_wait(tmp_path: Path, wire: Wire) -> None:
+    """As ss(8) says of the socket; and after a stop the last packets are waited for as long."""
+    live = Input("near", "afpacket", SLOT, interface=wire.near, latency_ms=250)
+    worker = _worker(tmp_path, wire, lane=Lane(0, (live,))).start()
+    told = subprocess.run(["ss", "-0", "-e"], capture_output=True, text=True, check=True).stdout
+    assert "blk_size:262144,blk_nr:64," in told
+    assert ",tmo:250," in told
+    frames = [_frame(n) for n in range(3)]
+    wire.send(*frames)
+    _drain(worker)
+    assert [r.data for r in worker.records] == frames
+
+
 def test_frames_that_this_host_sends_are_not_captured(tmp_path: Path, wire: Wire) -> None:
     near, frames = Wire(wire.host, far=wire.near), [_frame(n) for n in range(20)]
     for lane in (None, Lane(0, (Input("near", "afpacket", SLOT, interface=wire.near),), fanout_group=77, fanout_size=2)):
@@ -347,7 +360,7 @@ from broker.core.model import Input, Lane
 from stages.capture.packet_socket import PacketSocket
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 live = Input("near", "afpacket", interface="lo")
-PacketSocket(live, Lane(0, (live,)))
+PacketSocket(live, Lane(0, (live,)), b"")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert "lo: capturing needs the capability CAP_NET_RAW (or root)" in done.stderr

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from broker.core.model import Tool
+from broker.core.model import Backend, Tool
 from tests import packets as by_hand
 from tests.netns import Namespace, connect, needs_root
 from tests.stages.delivery import NOON_NS, Sender, encapsulate, fill, gre_tool, new_batch, payload
-from tests.stages.send.tshark import CASES, fields, whole
+from tests.stages.send.loopback import FAMILY
+from tests.stages.send.tshark import CASES, GOOD, fields, whole
 from tests.waiting import DEADLINE_S, until
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -102,7 +103,43 @@ def test_tshark_reads_every_tunnel_from_the_wire_to_the_exact_frame(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_the_kernels_vxlan_device_gives_the_very_frames(version: int, hosts: tuple[Namespace, Namespace]) -> None:
+@pytest.mark.parametrize("who_cuts", ["the device", "the kernel before it", "the kernel, and computes the checksums too"])
+def test_datagrams_of_a_run_are_whole_packets_with_right_checksums(
+    who_cuts: str, version: int, hosts: tuple[Namespace, Namespace], tmp_path: Path
+) -> None:
+    """A veth that may cut passes a run on as it is, and the far end's socket cuts it: there tcpdump sees one packet."""
+    near, far = hosts
+    off = {"the device": [], "the kernel before it": ["tx-udp-segmentation"]}.get(
+        who_cuts, ["tx-udp-segmentation", "tx-checksum-ip-generic"]
+    )
+    with near.inside():
+        for feature in off:
+            subprocess.run(["ethtool", "-K", "n0", feature, "off"], check=True, capture_output=True)
+    _, remote = ADDRESSES[version]
+    tool = gre_tool(0, "vxlan", remote, vni=7, ttl=9, dscp=46, df=True, backend="segment")
+    frames = [by_hand.ethernet(payload(n, i), type=0x88B5) for i, n in enumerate([60] * 5 + [1400] * 5 + [60] * 5)]
+    with far.inside(), socket.socket(FAMILY[version], socket.SOCK_DGRAM) as receiver:
+        receiver.bind((remote, 4789))
+        receiver.settimeout(DEADLINE_S)
+        dump = tmp_path / "wire.pcap"
+        with capturing(far, "f0", dump, "udp" if version == 4 else "ip6 and udp"):
+            sender = deliver(near, [tool], frames, flows=[16 * i for i in range(5)] * 3)
+            got = [receiver.recv(2000) for _ in frames]
+            until(lambda: len(by_hand.read_pcap(whole(dump))[1]) >= (1 if not off else len(frames)), "what came, on the wire")
+    assert sorted(got) == sorted(by_hand.vxlan(frame, vni=7) for frame in frames)
+    assert (sender.delivered(), sender.drops()) == (len(frames), {})
+    if off:
+        names = ["ip.ttl", "ip.checksum.status"] if version == 4 else ["ipv6.hlim", "ipv6.flow"]
+        seen = fields(dump, names)
+        assert len(seen) == len(frames)
+        assert {tuple(line[:2]) for line in seen} == {("9", "1") if version == 4 else ("9", "0x000000")}
+        if len(off) == 2:
+            assert {line[len(names) + 1] for line in seen} == {GOOD}
+
+
+@pytest.mark.parametrize("backend", ["socket", "segment"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernels_vxlan_device_gives_the_very_frames(version: int, backend: Backend, hosts: tuple[Namespace, Namespace]) -> None:
     """It drops a wrong VNI, a wrong UDP checksum, and over IPv6 one that is missing."""
     near, far = hosts
     ours, remote = ADDRESSES[version]
@@ -110,11 +147,11 @@ def test_the_kernels_vxlan_device_gives_the_very_frames(version: int, hosts: tup
     far.ip("link", "set", "vx0", "mtu", "1500", "arp", "off", "up")
     with far.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as inner:
         inner.bind(("vx0", 0x88B5))
-        deliver(near, [gre_tool(0, "vxlan", remote, vni=4242)], FRAMES, flows=[0, 1, 2, 3])
+        deliver(near, [gre_tool(0, "vxlan", remote, vni=4242, backend=backend)], FRAMES * 8, flows=[0] * 8 * len(FRAMES))
         got = []
-        while len(got) < len(FRAMES) and select.select([inner], [], [], DEADLINE_S)[0]:
+        while len(got) < 8 * len(FRAMES) and select.select([inner], [], [], DEADLINE_S)[0]:
             got.append(inner.recv(70_000))
-    assert got == FRAMES
+    assert got == FRAMES * 8
 
 
 def test_a_frame_longer_than_the_path_is_refused_with_df_and_fragmented_without(hosts: tuple[Namespace, Namespace]) -> None:

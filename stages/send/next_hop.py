@@ -1,0 +1,120 @@
+"""Where a tunnel's packets go next: the interface, the two Ethernet addresses, the MTU; as the kernel's own tables have it at present.
+
+The kernel finds the neighbour (ARP, neighbour discovery) and keeps asking whether it is there, as long as somebody sends to it by IP.
+So what lies here is only read: where the kernel is not sure of a neighbour, there is no next hop, and who wants to send does it by IP.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+from broker.core.model import Tunnel
+from broker.core.netlink import ask, attribute, attributes
+
+NEWS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE (linux/rtnetlink.h)
+
+_UDP = 17
+_GET_LINK, _GET_ROUTE, _GET_NEIGHBOUR = 18, 26, 30
+_UNICAST = 1  # RTN_UNICAST
+_DST, _SRC, _OIF, _GATEWAY, _METRICS, _MULTIPATH, _VIA, _ENCAP, _IP_PROTO = 1, 2, 4, 5, 8, 9, 18, 22, 27  # RTA_*
+_METRIC_MTU = 2
+_LINK_ADDRESS, _LINK_NAME, _LINK_MTU = 1, 3, 4  # IFLA_*
+_ETHER = 1  # ARPHRD_ETHER
+_UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40  # IFF_*
+_NEIGHBOUR_DST, _NEIGHBOUR_ADDRESS = 1, 2  # NDA_*
+_SURE = 0x02 | 0x08 | 0x10 | 0x40 | 0x80  # NUD_REACHABLE, _DELAY, _PROBE, _NOARP, _PERMANENT (linux/neighbour.h)
+_ADDRESS_BYTES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    interface: str
+    index: int
+    ethernet: bytes  # the header: destination, source, EtherType
+    mtu: int  # of the path
+
+
+@dataclass(frozen=True, slots=True)
+class NoHop:
+    """`passing`: the kernel is asking the neighbour, or will when somebody sends."""
+
+    reason: str
+    passing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    name: str
+    address: bytes
+    mtu: int
+
+
+def find_next_hop(tunnel: Tunnel, source: bytes = b"") -> NextHop | NoHop:
+    """Of packets with this source address, packed; without one: as the configuration says, or any."""
+    try:
+        return _next_hop(tunnel, source or (ipaddress.ip_address(tunnel.source).packed if tunnel.source else b""))
+    except OSError as error:
+        return NoHop(f"no route: {os.strerror(error.errno or 0)}")
+
+
+def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
+    remote = ipaddress.ip_address(tunnel.remote)
+    v4 = remote.version == 4
+    family = socket.AF_INET if v4 else socket.AF_INET6
+    leave_by = tunnel.interface or getattr(remote, "scope_id", None) or ""
+    asked = attribute(_DST, remote.packed)
+    # Of GRE the kernel will not hear (rtm_getroute_parse_ip_proto).
+    asked += attribute(_IP_PROTO, bytes([_UDP])) if tunnel.udp_port else b""
+    asked += attribute(_SRC, source) if source else b""
+    asked += attribute(_OIF, struct.pack("=I", socket.if_nametoindex(leave_by))) if leave_by else b""
+    bits = 8 * len(remote.packed)
+    route = struct.pack("=BBBBBBBBI", family, bits, bits if source else 0, tunnel.dscp << 2, 0, 0, 0, 0, 0)
+    ((_, answer),) = ask(_GET_ROUTE, route + asked)
+    found = attributes(answer[12:])
+    if answer[7] != _UNICAST or _OIF not in found:
+        return NoHop("the address is this host's own, or one of many hosts")
+    if not found.keys().isdisjoint((_MULTIPATH, _VIA, _ENCAP)):
+        return NoHop("the route has several ways, or an encapsulation of its own")
+    index = int.from_bytes(found[_OIF], "little")
+    link = _link(index)
+    if isinstance(link, NoHop):
+        return link
+    neighbour = _neighbour(family, index, found.get(_GATEWAY, remote.packed))
+    if isinstance(neighbour, NoHop):
+        return neighbour
+    mtu = int.from_bytes(attributes(found.get(_METRICS, b"")).get(_METRIC_MTU, b""), "little")
+    ethernet = neighbour + link.address + (b"\x08\x00" if v4 else b"\x86\xdd")
+    return NextHop(link.name, index, ethernet, min(mtu or link.mtu, link.mtu))
+
+
+def _link(index: int) -> _Link | NoHop:
+    ((_, answer),) = ask(_GET_LINK, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0))
+    kind, flags = struct.unpack_from("=H4xI", answer, 2)
+    found = attributes(answer[16:])
+    name = found[_LINK_NAME].rstrip(b"\0").decode()
+    address = found.get(_LINK_ADDRESS, b"")
+    if kind != _ETHER or flags & _LOOPBACK or len(address) != _ADDRESS_BYTES:
+        return NoHop(f"{name} is no Ethernet interface")
+    if not flags & _UP or not flags & _RUNNING:
+        return NoHop(f"{name} is down, or has no carrier", passing=True)
+    return _Link(name, address, int.from_bytes(found[_LINK_MTU], "little"))
+
+
+def _neighbour(family: int, index: int, address: bytes) -> bytes | NoHop:
+    asked = struct.pack("=BxHiHBB", family, 0, index, 0, 0, 0) + attribute(_NEIGHBOUR_DST, address)
+    try:
+        ((_, answer),) = ask(_GET_NEIGHBOUR, asked)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return NoHop("the neighbour is not known yet", passing=True)
+    (state,) = struct.unpack_from("=H", answer, 8)
+    ethernet = attributes(answer[12:]).get(_NEIGHBOUR_ADDRESS, b"")
+    if not state & _SURE or len(ethernet) != _ADDRESS_BYTES:
+        return NoHop("the kernel is not sure of the neighbour", passing=True)
+    return ethernet
