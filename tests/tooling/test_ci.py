@@ -29,7 +29,11 @@ def run_pytest(directory: Path, test: str, **environment: str) -> subprocess.Com
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST") and name != "CI"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(directory), str(directory / "tests")]
     return subprocess.run(
-        command, cwd=directory, env={**inherited, "TAPMESH_SHM": str(directory / "shm"), **environment}, capture_output=True, text=True
+        command,
+        cwd=directory,
+        env={**inherited, "PYTHONPATH": str(ROOT), "TAPMESH_SHM": str(directory / "shm"), **environment},
+        capture_output=True,
+        text=True,
     )
 
 
