@@ -19,7 +19,10 @@ from broker.core.errors import TapmeshError
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = (
     "stages/**/*.py",
-    *(f"broker/core/{name}.py" for name in ("batch", "flow_layout", "layout", "metrics", "ring", "rule_counts", "senders", "stage")),
+    *(
+        f"broker/core/{name}.py"
+        for name in ("batch", "flow_layout", "flow_ring", "layout", "metrics", "ring", "rule_counts", "senders", "stage")
+    ),
     "broker/config/policy/*.py",
 )
 _WITHOUT = "stages/judge/"  # has no kernels of its own

@@ -38,7 +38,8 @@ from broker.supervisor.processes import age_s
 from broker.supervisor.signals import Signals
 from broker.supervisor.snapshot import Reader, Snapshot
 
-TICK_S = 0.1
+TICK_S = 0.25
+"""Deaths, signals and the host are heard at once; this is for heartbeats and what nobody announces."""
 REPLAY_TICK_S = 0.02
 """A replay is over when its last block is: not seeing that would count as its time."""
 QUICK_S = 0.005

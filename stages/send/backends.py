@@ -6,7 +6,8 @@
 | `packet` (`packet`) | every tunnel whose next hop is on Ethernet | the queue and the driver, each one |
 | `segment` (`segments`) | over UDP, not numbered | the whole way once for a run of equal length |
 
-Runs of several flows overtake one another, and RFC 2890 section 2.2 would have a receiver discard what comes out of sequence.
+Runs of several flows overtake one another, and RFC 2890 section 2.2 would have a receiver discard what comes out of sequence. Where
+nobody cuts a run (veth, lo: `next_hop.keeps_runs`), who captures at the far end sees one long packet, and misses all frames but the first.
 
 `auto` takes the lowest row that works here, and says which and why (`backend_chosen`). A packet socket goes past what firewalls and
 IPsec do with packets that leave; so where there are such rules (`passed_by`), or nobody can see whether there are, `auto` leaves it alone.
@@ -19,7 +20,7 @@ from typing import Any
 from broker.core.model import Tool
 from broker.core.stage import Context
 from stages.send.egress import Egress, Notices, Scratch
-from stages.send.next_hop import NoHop, find_next_hop
+from stages.send.next_hop import NoHop, find_next_hop, keeps_runs
 from stages.send.packet import PacketEgress
 from stages.send.passed_by import rules_passed_by
 from stages.send.segments import SegmentEgress, knows_segments
@@ -42,7 +43,7 @@ def choose(tool: Tool) -> tuple[str, str]:
     """(backend, why) of a tool behind a tunnel."""
     assert tool.tunnel is not None
     tunnel = tool.tunnel
-    if tunnel.udp_port and knows_segments() and not tunnel.sequence:
+    if tunnel.udp_port and knows_segments() and not tunnel.sequence and not keeps_runs(tunnel):
         return "segment", "over UDP frames of one length leave in runs"
     if tunnel.udp_port and ":" in tunnel.remote:
         return "socket", "over IPv6 the kernel computes the UDP checksum"

@@ -23,7 +23,7 @@ _GET_LINK, _GET_ROUTE, _GET_NEIGHBOUR = 18, 26, 30
 _UNICAST = 1  # RTN_UNICAST
 _DST, _SRC, _OIF, _GATEWAY, _METRICS, _MULTIPATH, _VIA, _ENCAP, _IP_PROTO = 1, 2, 4, 5, 8, 9, 18, 22, 27  # RTA_*
 _METRIC_MTU = 2
-_LINK_ADDRESS, _LINK_NAME, _LINK_MTU = 1, 3, 4  # IFLA_*
+_LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_INFO, _INFO_KIND = 1, 3, 4, 18, 1  # IFLA_*
 _ETHER = 1  # ARPHRD_ETHER
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40  # IFF_*
 _NEIGHBOUR_DST, _NEIGHBOUR_ADDRESS = 1, 2  # NDA_*
@@ -62,10 +62,24 @@ def find_next_hop(tunnel: Tunnel, source: bytes = b"") -> NextHop | NoHop:
         return NoHop(f"no route: {os.strerror(error.errno or 0)}")
 
 
-def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
+def keeps_runs(tunnel: Tunnel) -> str:
+    """The interface by which the tunnel leaves, if nobody cuts there what UDP_SEGMENT joins: the far end of a veth, or of lo, gets a run as
+    one long packet. Empty: it is another, or there is no route."""
+    try:
+        _, found = _route(tunnel, ipaddress.ip_address(tunnel.source).packed if tunnel.source else b"")
+        ((_, answer),) = ask(_GET_LINK, struct.pack("=BBHiII", 0, 0, 0, int.from_bytes(found.get(_OIF, b""), "little"), 0, 0))
+    except OSError:
+        return ""
+    (flags,) = struct.unpack_from("=I", answer, 8)
+    link = attributes(answer[16:])
+    kind = attributes(link.get(_LINK_INFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0")
+    return link[_LINK_NAME].rstrip(b"\0").decode() if flags & _LOOPBACK or kind == b"veth" else ""
+
+
+def _route(tunnel: Tunnel, source: bytes) -> tuple[int, dict[int, bytes]]:
+    """The type of the route (RTN_*), and RTA_*."""
     remote = ipaddress.ip_address(tunnel.remote)
-    v4 = remote.version == 4
-    family = socket.AF_INET if v4 else socket.AF_INET6
+    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
     leave_by = tunnel.interface or getattr(remote, "scope_id", None) or ""
     asked = attribute(_DST, remote.packed)
     # Of GRE the kernel will not hear (rtm_getroute_parse_ip_proto).
@@ -75,8 +89,14 @@ def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
     bits = 8 * len(remote.packed)
     route = struct.pack("=BBBBBBBBI", family, bits, bits if source else 0, tunnel.dscp << 2, 0, 0, 0, 0, 0)
     ((_, answer),) = ask(_GET_ROUTE, route + asked)
-    found = attributes(answer[12:])
-    if answer[7] != _UNICAST or _OIF not in found:
+    return answer[7], attributes(answer[12:])
+
+
+def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
+    remote = ipaddress.ip_address(tunnel.remote)
+    v4 = remote.version == 4
+    kind, found = _route(tunnel, source)
+    if kind != _UNICAST or _OIF not in found:
         return NoHop("the address is this host's own, or one of many hosts")
     if not found.keys().isdisjoint((_MULTIPATH, _VIA, _ENCAP)):
         return NoHop("the route has several ways, or an encapsulation of its own")
@@ -84,7 +104,7 @@ def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
     link = _link(index)
     if isinstance(link, NoHop):
         return link
-    neighbour = _neighbour(family, index, found.get(_GATEWAY, remote.packed))
+    neighbour = _neighbour(socket.AF_INET if v4 else socket.AF_INET6, index, found.get(_GATEWAY, remote.packed))
     if isinstance(neighbour, NoHop):
         return neighbour
     mtu = int.from_bytes(attributes(found.get(_METRICS, b"")).get(_METRIC_MTU, b""), "little")

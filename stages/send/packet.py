@@ -14,7 +14,7 @@ By IP, as with `sockets`, goes what a packet socket cannot do, block by block:
 | the headers have another source address than the socket | they are made when a configuration is loaded, perhaps without a route |
 
 A next hop counts from the second look on that finds it: what the kernel kept while it asked has left by then. What routers say of these
-frames (ICMP) nobody hears: there are no unheard_reports of them. An MTU that gets smaller is known once the kernel's news of it are read:
+frames (ICMP) the socket hears, because it has the same ends. An MTU that gets smaller is known once the kernel's news of it are read:
 until then what is too long is refused, and counted in dropped_too_big.
 
 States: `datagrams`; while the packet socket is down, frames go by IP.
@@ -67,6 +67,7 @@ class PacketEgress(DatagramEgress):
         self._look()
         if self._may_pass(batch, rows_at, n_rows):
             super().send(batch, rows_at, n_rows, progress)
+            self._by_ip.hear()
         else:
             self._by_ip.send(batch, rows_at, n_rows, progress)
 

@@ -176,22 +176,28 @@ class SocketEgress(DatagramEgress):
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
         unheard = int(self._counters[UNHEARD])
         super().send(batch, rows_at, n_rows, progress)
-        if self._raw or self._counters[UNHEARD] != unheard:
+        if self._raw:
+            self.hear()
+        elif self._counters[UNHEARD] != unheard:  # the send has counted it
             self._read_reports()
+
+    def hear(self) -> None:
+        """Count, once a block, and tell what ICMP says of frames to this end, whoever of this host has sent them."""
+        if self._read_reports():
+            self._counters[UNHEARD] += 1
 
     def _before_waiting(self) -> None:
         self._read_reports()  # poll would return at once as long as there is one
 
-    def _read_reports(self) -> None:
-        """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h)."""
-        for opened in self._all():
-            self._read_reports_of(opened)
+    def _read_reports(self) -> int:
+        """Empty the queue of ICMP messages, and tell what they say (struct sock_extended_err, linux/errqueue.h). How many."""
+        return sum(self._read_reports_of(opened) for opened in self._all())
 
     def _all(self) -> list[socket.socket]:
         """Those that are open."""
         return [self._socket] if self._socket is not None else []
 
-    def _read_reports_of(self, opened: socket.socket) -> None:
+    def _read_reports_of(self, opened: socket.socket) -> int:
         heard = 0
         for _ in range(MOST_REPORTS):
             try:
@@ -202,8 +208,7 @@ class SocketEgress(DatagramEgress):
                 if report[4] != _ORIGIN_LOCAL and self._is_ours(quoted):
                     heard += 1
                     self._notices.warn("tool_unheard", os.strerror(int.from_bytes(report[:4], "little")), **self._where)
-        if self._raw and heard:
-            self._counters[UNHEARD] += 1
+        return heard
 
     def _is_ours(self, quoted: bytes) -> bool:
         """`quoted`: the packet that a message is about, from its UDP or GRE header on."""

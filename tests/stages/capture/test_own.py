@@ -15,6 +15,7 @@ from broker.core.model import Config, Tool, Tunnel
 from stages import memory
 from stages.capture.own import own_table
 from stages.capture.own_kernels import ALIKE, FOREIGN, OWN, whose
+from stages.jit import PLAIN
 from tests import packets as p
 from tests.stages.wire.tunnels import FRAME, erspan1, erspan2, erspan3, geneve, vxlan
 
@@ -184,7 +185,7 @@ def test_without_tunnels_there_is_no_table() -> None:
     assert own_table(Config("n", (), (Tool("f", file="x.pcap"), Tool("r", file="x.pcap", tunnel=TOOLS[0])), ())) is None
 
 
-@pytest.mark.skipif(memory.PLAIN, reason="this is the plain run")
+@pytest.mark.skipif(PLAIN, reason="this is the plain run")
 def test_plain_python_answers_the_same_and_stays_within_the_frame() -> None:
     """These tests once more, uncompiled: each access must lie in the frame or in the table."""
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

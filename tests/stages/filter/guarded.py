@@ -30,6 +30,7 @@ class Guarded:
                 raise OSError(ctypes.get_errno(), "mprotect")
         self.batch: Batch = heap_batch(Geometry(max_packets=BLOCK, max_frames=BLOCK, data_bytes=PAGE))
         self.batch.data_at, self.batch.data_bytes = at, size
+        self.batch._place["data_at"], self.batch._place["data_bytes"] = at, size  # what kernels see
 
     def put(self, frames: Frames, *, at_end: bool) -> None:
         """Each frame ends with its page, or begins with it."""

@@ -12,6 +12,7 @@ from broker.core import layout
 from broker.core.batch import BATCH
 from stages import memory
 from stages.jit import PLAIN
+from stages.memory import plain
 from tests.stages.filter import traffic, tunnel_traffic
 from tests.stages.filter.expressions import batches
 from tests.stages.filter.judging import Frame, Judge, one_map_each
@@ -46,10 +47,10 @@ def found_by(undetermined: str) -> list[list[tuple[int, int, int]]]:
             *judge.stage.rule_counts.regions,
         ):
             memory.allow(at, size)
-        n_always = len(memory._regions)
+        n_always = len(plain._regions)
         answers = []
         for f in frames:
-            del memory._regions[n_always:]
+            del plain._regions[n_always:]
             memory.allow(batch.data_at, len(f.data))
             answers += judge.judge([f])
         found.append(answers)

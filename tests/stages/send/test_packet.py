@@ -271,6 +271,33 @@ def test_auto_takes_packet_sockets_where_the_next_hop_is_on_ethernet(
     assert (chosen, reason in why) == (backend, True), why
 
 
+def test_auto_takes_no_runs_where_nobody_cuts_them(hosts: tuple[Namespace, Namespace]) -> None:
+    near, _ = hosts
+    assert backends.choose(gre_tool(0, "vxlan", ADDRESSES[4][1], backend="auto"))[0] == "packet"
+    assert backends.choose(gre_tool(0, "vxlan", "127.0.0.1", backend="auto"))[0] == "socket"
+    near.ip("link", "add", "bridge0", "type", "bridge")
+    near.ip("addr", "add", "10.78.0.1/24", "dev", "bridge0")
+    near.ip("link", "set", "bridge0", "up")
+    assert backends.choose(gre_tool(0, "vxlan", "10.78.0.2", backend="auto"))[0] == "segment"
+
+
+@pytest.mark.parametrize("kind", ["gre", "vxlan", "gre-udp"])
+def test_what_icmp_says_of_frames_of_the_packet_socket_is_heard(kind: str, hosts: tuple[Namespace, Namespace]) -> None:
+    near, far = hosts
+    near.ip("neigh", "add", ADDRESSES[4][1], "lladdr", mac_of(far, "f0"), "dev", "n0")
+    tool = gre_tool(0, kind, ADDRESSES[4][1], backend="packet")
+    sender = Sender(tool)
+    look_twice(sender)
+
+    def heard() -> bool:
+        sender.step(block([tool], FRAMES))
+        assert sender.stage._scratch.job["lead_len"][0] > 0
+        return sender.count("unheard_reports") > 0
+
+    until(heard, "word that nobody takes this")
+    assert sender.drops() == {}
+
+
 def test_auto_does_not_go_past_rules_of_ipsec(hosts: tuple[Namespace, Namespace]) -> None:
     near, _ = hosts
     policy = ("src", "10.77.0.0/24", "dst", "10.77.0.0/24", "dir", "out", "tmpl", "proto", "esp", "mode", "transport")

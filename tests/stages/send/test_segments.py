@@ -170,6 +170,7 @@ def test_auto_says_what_it_takes_and_why(
     kind: str, remote: str, options: dict[str, Any], known: bool, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "knows_segments", lambda: known)
+    monkeypatch.setattr(backends, "keeps_runs", lambda tunnel: "")
     tool = gre_tool(0, kind, remote, backend="auto", **options)
     with capture_logs() as logs:
         Sender(tool)
