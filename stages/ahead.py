@@ -43,7 +43,7 @@ def choose() -> tuple[str, Any]:
         raise KernelsError(f"TAPMESH_KERNELS={asked}: expected one of {', '.join(_MODES)}")
     if asked in ("jit", "compile"):
         return asked, None
-    if _is_set("NUMBA_BOUNDSCHECK"):
+    if is_checked():
         module, reasons = None, ["NUMBA_BOUNDSCHECK is set, which is for kernels that numba compiles"]
     else:
         module, reasons = find()
@@ -58,24 +58,36 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
+def is_checked() -> bool:
+    """Whether kernels are to check every access to an array, which only numba can add."""
+    return _is_set("NUMBA_BOUNDSCHECK")
+
+
 def find() -> tuple[Any, list[str]]:
     """(the module, []), or (None, why there is none). Its attributes are the kernels: `stages.wire.parse.parse_packets` and so on."""
     digest = cache.digest()
-    own = cache.directory(digest) / f"{NAME}.so"
-    reasons = []
-    for file in (own, SHIPPED):
-        if file.exists():
-            if file == own:
+    places, reasons = [SHIPPED], []
+    try:
+        places.insert(0, cache.directory(digest) / f"{NAME}.so")
+    except cache.CacheError as error:  # what was shipped needs no cache
+        reasons.append(str(error))
+    for file in places:
+        try:
+            if not os.path.lexists(file):
+                continue
+            if file != SHIPPED:
                 cache.check_owner(file.parent)
-            try:
-                module = _import(file)
-                reason = _refusal(json.loads(module.made), digest)
-            except (ImportError, ValueError, AttributeError) as error:
-                reason = str(error)
-            if not reason:
-                return module, []
-            reasons.append(f"{file}: {reason}")
-    return None, reasons or [f"there are no compiled kernels, neither {own} nor {SHIPPED}: python -m stages compile"]
+            module = _import(file)
+            reason = _refusal(json.loads(module.made), digest)
+        except (ImportError, ValueError, LookupError, AttributeError) as error:
+            reason = str(error)
+        except cache.CacheError as error:
+            reasons.append(str(error))
+            continue
+        if not reason:
+            return module, []
+        reasons.append(f"{file}: {reason}")
+    return None, reasons or [f"there are no compiled kernels, neither {places[0]} nor {SHIPPED}: python -m stages compile"]
 
 
 def _refusal(made: dict[str, Any], digest: str) -> str:

@@ -30,6 +30,11 @@ _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 LEVELS = {"x86-64": (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 """What each level of the x86-64 psABI asks for, by the names of /proc/cpuinfo."""
 
+_LLVM = {
+    "abm": "lzcnt", "bmi1": "bmi", "lahf_lm": "sahf", "pclmulqdq": "pclmul", "pni": "sse3", "rdrand": "rdrnd", "sha_ni": "sha",
+}  # fmt: skip
+"""Flags of /proc/cpuinfo for which LLVM has another word. Without `abm` a CPU runs lzcnt, too, and as something else."""
+
 
 class BuildError(TapmeshError):
     """No shared object can be made here."""
@@ -100,11 +105,11 @@ def _object(kernels: list[Kernel], modules: Iterable[bytes], cpu: str) -> bytes:
 
 
 def _needs(cpu: str, features: Any) -> Iterable[str]:
-    """By the names of /proc/cpuinfo; of this machine those that LLVM knows by nearly the same."""
+    """By the names of /proc/cpuinfo; of this machine those that LLVM knows, by nearly the same name or by another."""
     if cpu != HOST:
         return LEVELS[cpu]
     known = {_bare(name) for name, there in features.items() if there}
-    return [flag for flag in ahead.cpu_flags() if _bare(flag) in known]
+    return [flag for flag in ahead.cpu_flags() if _bare(_LLVM.get(flag, flag)) in known]
 
 
 def _bare(name: str) -> str:

@@ -57,12 +57,15 @@ def complete(directory: Path) -> Path:
 
 
 def base_directory() -> Path:
-    """TAPMESH_CACHE_DIR; else /var/cache/tapmesh for root, and XDG_CACHE_HOME or ~/.cache for everybody else."""
+    """TAPMESH_CACHE_DIR; else /var/cache/tapmesh for root, and XDG_CACHE_HOME or ~/.cache for everybody else. CacheError: there is none."""
     if chosen := os.environ.get("TAPMESH_CACHE_DIR"):
         return Path(chosen)
     if os.geteuid() == 0:
         return Path("/var/cache/tapmesh")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tapmesh"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tapmesh"
+    except RuntimeError:
+        raise CacheError("this user has no home directory to keep compiled kernels in: set TAPMESH_CACHE_DIR") from None
 
 
 def directory(sources: str) -> Path:

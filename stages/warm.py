@@ -59,13 +59,30 @@ def _wait_for(lock: int, progress: Callable[[str], None]) -> None:
 
 
 def _compile_apart(progress: Callable[[str], None]) -> None:
+    """Into the shared object; where that cannot be linked or used (a directory mounted noexec), by numba into its cache, once and for all:
+    else every start would compile in vain."""
+    status = _compile(progress, {})
+    if status == 0 and _is_compiled():
+        return
+    if os.environ.get("TAPMESH_KERNELS") != "jit":
+        progress(f"no shared object of kernels can be used here ({_why_not()}): numba compiles them for its cache")
+        status = _compile(progress, {"TAPMESH_KERNELS": "jit"})
+    if status != 0:
+        raise TapmeshError(f"compiling the kernels failed with exit status {status}")
+
+
+def _why_not() -> str:
+    return "; ".join(ahead.find()[1]) or "the reason is above"
+
+
+def _compile(progress: Callable[[str], None], environment: dict[str, str]) -> int:
     isolated = ["-I"] if sys.flags.isolated else []
-    process = subprocess.Popen([sys.executable, *isolated, "-m", "stages", "compile"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, *isolated, "-m", "stages", "compile"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     assert process.stdout is not None
     for line in process.stdout:
         progress(line.rstrip())
-    if process.wait() != 0:
-        raise TapmeshError(f"compiling the kernels failed with exit status {process.returncode}")
+    return process.wait()
 
 
 def compile_here(out: Path | None, cpu: str) -> None:
@@ -80,7 +97,7 @@ def compile_here(out: Path | None, cpu: str) -> None:
     if out is not None:
         build.build(out, cpu, tell)
         return
-    if os.environ.get("TAPMESH_KERNELS") != "jit":
+    if os.environ.get("TAPMESH_KERNELS") != "jit" and not ahead.is_checked():
         try:
             build.linker()
         except build.BuildError as error:

@@ -61,7 +61,9 @@ _LOOK_EVERY_NS = _S // 2  # whether the interface still exists
 _SETTLE_NS = _S  # after a stop: the longest wait for what the statistics say is in the ring
 _RETRY_MIN_NS, _RETRY_MAX_NS = _S // 4, 5 * _S
 
-_SEEN, _KERNEL, _RESTART = (index("capture", name) for name in ("seen_packets", "dropped_kernel", "dropped_restart"))
+_SEEN, _KERNEL, _RESTART, _SHED = (
+    index("capture", name) for name in ("seen_packets", "dropped_kernel", "dropped_restart", "dropped_shed_in_kernel")
+)
 _COMMITTED = tuple(
     index("capture", name)
     for name in (
@@ -86,7 +88,7 @@ class Interface:
         self._read = Statistics(0, 0)
         self._read_ns = self._looked_ns = 0
         self._own: NDArray[np.uint8] | None = None
-        self._breaker = Breaker(self._row, context.live[index("capture", "loop_trips") + self._input.slot :], self._log)
+        self._breaker = Breaker(self._row, context.live[index("capture", "loop_trips") + self._input.slot :], self._log, self._n_shed)
         self._prefilter = b""
         self._admission = Admission(self._input.prefilter, self._input.shed, self._log)
         self._is_down = False
@@ -99,10 +101,11 @@ class Interface:
     def open(self) -> None:
         """SourceError in words. A worker that is started again waits for an interface that is not there; the first one refuses."""
         self._count_restart()
+        is_first = self._context.epoch == 1
         try:
-            self._attach()
+            self._attach(refuse=is_first)
         except AbsentError:
-            if self._context.epoch == 1:
+            if is_first:
                 raise
             self._log.warning("interface_lost")
             self._retry_later()
@@ -142,7 +145,7 @@ class Interface:
             self._prefilter, self._admission.has_prefilter = b"", False
             self._socket.attach(self._program)
 
-    def _attach(self) -> None:
+    def _attach(self, *, refuse: bool = False) -> None:
         socket = self._socket = PacketSocket(self._input, self._context.lane, self._program)
         for name in ("current", "offset", "left", "held", "taken", "alike"):
             self._row[name] = 0
@@ -153,10 +156,11 @@ class Interface:
         self._poll.register(socket.fileno(), select.POLLIN)
         self._is_down, self._gone_ns, self._retry_ns, self.due_ns = False, 0, _RETRY_MIN_NS, 0
         if not self._context.lane.member:
-            self._settle_ingress()
+            self._settle_ingress(refuse=refuse)
 
-    def _settle_ingress(self) -> None:
-        """Have frames end behind the tap, or go on, whatever an earlier worker has left there. SourceError at the very start."""
+    def _settle_ingress(self, *, refuse: bool) -> None:
+        """Have frames end behind the tap, or go on, whatever an earlier worker has left there. `refuse`: SourceError if somebody lives from
+        them, as at the very start; who captures already goes on without it."""
         name = self._input.interface
         try:
             use = ingress_drop.use_of(name) if self._input.dedicated else ""
@@ -167,7 +171,7 @@ class Interface:
         except OSError as error:
             self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
             return
-        if use and self._context.epoch == 1:
+        if use and refuse:
             raise SourceError(name, None, f"it cannot be dedicated, for this host would be cut off from it: {use}")
         if use:
             self._log.warning("ingress_drop_refused", reason=use)
@@ -235,6 +239,9 @@ class Interface:
         crowded = self._socket.waits(int(self._row["current"]) + self._socket.n_blocks // 2)
         if self._admission.look(now_ns, after.seen, after.dropped, crowded):
             self._admit()
+
+    def _n_shed(self) -> int:
+        return int(self._context.counters[_SHED + self._input.slot])
 
     @property
     def _in_ring(self) -> int:

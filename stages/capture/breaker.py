@@ -6,7 +6,8 @@ two apart is what happens when we pass none of them on: what is ours ends.
 
 | state | every WINDOW_NS | becomes |
 |---|---|---|
-| closed | at least half of what was captured, and FEW packets, was alike; twice what was once found not to be ours | open |
+| closed | at least half of what was taken (without what the kernel has shed, of which nobody knows), and FEW packets, was alike; \
+twice what was once found not to be ours | open |
 | open: alike packets are dropped | and SETTLE windows later they still come, half as many or more | closed: so many are not ours |
 | | else, when the time to hold is over: HOLD_NS, doubled each time up to LONGEST_HOLD_NS | closed, to try again |
 
@@ -16,6 +17,7 @@ dropped. What does not show that it is like ours, since it is encrypted or cut o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 WINDOW_NS = 250_000_000
@@ -32,12 +34,14 @@ EVENTS = {
 
 
 class Breaker:
-    """Of one input and lane. `row`: RING, `alike` and `taken` are read, `drop_alike` is written; `trips`: the live counter."""
+    """Of one input and lane. `row`: RING, `alike` and `taken` are read, `drop_alike` is written; `trips`: the live counter; `n_shed`: how
+    many of those taken came as marks of what was shed, ever."""
 
-    def __init__(self, row: Any, trips: Any, log: Any) -> None:
-        self._row, self._trips, self._log = row, trips, log
+    def __init__(self, row: Any, trips: Any, log: Any, n_shed: Callable[[], int] = lambda: 0) -> None:
+        self._row, self._trips, self._log, self._n_shed = row, trips, log, n_shed
         self._since_ns = 0  # of the window
         self._alike = self._taken = 0  # at its begin
+        self._shed = n_shed()
         self._is_open = False
         self._windows = 0  # since it has opened
         self._until_ns = 0  # to hold
@@ -51,10 +55,12 @@ class Breaker:
             return
         row = self._row
         alike, taken = int(row["alike"]) - self._alike, int(row["taken"]) - self._taken
-        self._alike, self._taken, self._since_ns = int(row["alike"]), int(row["taken"]), now_ns
+        shed = self._n_shed() - self._shed
+        self._alike, self._taken, self._shed, self._since_ns = int(row["alike"]), int(row["taken"]), self._shed + shed, now_ns
         self._windows += 1
         if taken < 0:
             return  # the interface has been opened again
+        taken -= shed  # a loop is what brings on shedding, and would hide behind it
         if not self._is_open:
             if alike >= max(FEW, 2 * self._not_ours) and 2 * alike >= taken:
                 self._open(now_ns, alike, taken)

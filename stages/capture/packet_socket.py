@@ -24,7 +24,7 @@ import numpy as np
 
 from broker.core.model import Input, Lane
 from stages.capture.errors import AbsentError, SourceError
-from stages.capture.socket_filter import REJECT_ALL
+from stages.capture.socket_filter import REJECT_ALL, TAKE_ALL
 
 _SOL_PACKET, _ETH_P_ALL = 263, 0x0003
 _ADD_MEMBERSHIP, _RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 1, 5, 6, 10, 18, 23
@@ -107,7 +107,20 @@ class PacketSocket:
         return bool(flags & _IFF_UP)
 
     def attach(self, program: bytes) -> None:
-        """sock_filter[], which replaces the filter that is there, in one step. OSError when the kernel refuses it."""
+        """sock_filter[], which replaces the filter that is there. OSError when the kernel refuses it.
+
+        In one step, but where net.core.optmem_max has no room for both at once (20 kB before Linux 6.7): then all that comes in between is
+        taken.
+        """
+        try:
+            self._attach(program)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            self._attach(TAKE_ALL)
+            self._attach(program)
+
+    def _attach(self, program: bytes) -> None:
         code = ctypes.create_string_buffer(program, len(program))
         length = len(program) // _INSTRUCTION_BYTES
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", length, ctypes.addressof(code)))

@@ -27,6 +27,8 @@ _NOT_OUTGOING = b"".join(
     for i in ((0x28, 0, 0, 0xFFFF_F004), (0x15, 0, 1, 4), (0x06, 0, 0, 0))  # SKF_AD_PKTTYPE, PACKET_OUTGOING
 )
 
+TAKE_ALL = _NOT_OUTGOING + _TAKE
+
 _LOAD, _HALF, _BYTE, _LENGTH, _CONSTANT, _STORE, _TAX, _RECALL_X = 0x20, 0x28, 0x30, 0x80, 0x00, 0x02, 0x07, 0x61
 _XOR_X, _MULTIPLY, _SHIFT, _EQUAL, _AT_LEAST, _ANY_BIT, _JUMP, _RETURN = 0xAC, 0x24, 0x74, 0x15, 0x35, 0x45, 0x05, 0x06
 _SPREAD = 0x9E37_79B1  # an odd number whose product has its upper half of all bits

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +65,43 @@ def test_a_shared_object_says_why_it_is_not_for_this_machine() -> None:
         "was compiled for x86-64-v9, but this CPU has no avx9"
     )
     assert ahead._refusal({"sources": "a", "cpu": "x", "needs": [platform.machine()]}, "a") == ""
+
+
+@pytest.mark.parametrize("trouble", ["none", "no home", "others can write it", "not a shared object"])
+def test_a_cache_that_cannot_be_used_does_not_keep_from_what_was_shipped(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, own = tmp_path / "shipped.so", tmp_path / f"kernels-{cache.digest()}" / "kernels.so"
+    monkeypatch.setenv("TAPMESH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ahead, "SHIPPED", shipped)
+    imported: list[Path] = []
+
+    def import_(file: Path) -> SimpleNamespace:
+        imported.append(file)
+        if file == own:
+            raise ImportError("invalid ELF header")
+        return SimpleNamespace(made=json.dumps({"sources": cache.digest(), "cpu": "x", "needs": []}))
+
+    monkeypatch.setattr(ahead, "_import", import_)
+    shipped.touch()
+    if trouble == "no home":
+        monkeypatch.setattr(cache, "base_directory", _no_home)
+    elif trouble != "none":
+        own.parent.mkdir(mode=0o700)
+        own.touch()
+        if trouble == "others can write it":
+            own.parent.chmod(0o777)
+    module, reasons = ahead.find()
+    assert (module is not None, reasons) == (True, [])
+    assert imported == [*([own] if trouble == "not a shared object" else []), shipped]
+    shipped.unlink()
+    assert ahead.find()[0] is None
+    words = {"none": "there are no compiled kernels", "no home": "no home", "others can write it": "others than this user can write it"}
+    assert words.get(trouble, "invalid ELF header") in "; ".join(ahead.find()[1])
+
+
+def _no_home() -> Path:
+    raise cache.CacheError("no home")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")

@@ -14,7 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from stages import cache
+from broker.core.errors import TapmeshError
+from stages import cache, warm
 from stages.jit import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,38 @@ def test_a_place_that_cannot_be_made_is_refused_in_words(base: Path) -> None:
     base.write_text("a file is in the way")
     with pytest.raises(cache.CacheError, match="set TAPMESH_CACHE_DIR to a directory of this user"):
         cache.use()
+
+
+def test_a_user_without_a_home_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TAPMESH_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # whom no password file knows
+    with pytest.raises(cache.CacheError, match="no home directory"):
+        cache.base_directory()
+
+
+@pytest.mark.parametrize("useful", ["shared object", "numba's cache"])
+def test_where_no_shared_object_can_be_used_numba_fills_its_cache_once(useful: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every start would compile it in vain, and then all kernels again."""
+    asked: list[str] = []
+
+    def compile_(_progress: object, environment: dict[str, str]) -> int:
+        asked.append(environment.get("TAPMESH_KERNELS", "auto"))
+        return 0
+
+    monkeypatch.delenv("TAPMESH_KERNELS", raising=False)
+    monkeypatch.setattr(warm, "_compile", compile_)
+    monkeypatch.setattr(warm, "_is_compiled", lambda: useful == "shared object" or asked[-1] == "jit")
+    warm._compile_apart(lambda _line: None)
+    assert asked == (["auto"] if useful == "shared object" else ["auto", "jit"])
+
+
+def test_compiling_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAPMESH_KERNELS", raising=False)
+    monkeypatch.setattr(warm, "_compile", lambda _progress, _environment: 78)
+    with pytest.raises(TapmeshError, match="failed with exit status 78"):
+        warm._compile_apart(lambda _line: None)
 
 
 @pytest.mark.skipif(PLAIN, reason="kernels run as plain Python here: nothing is compiled")

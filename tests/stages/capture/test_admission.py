@@ -16,7 +16,8 @@ from broker.core import log
 from broker.core.model import Config, Input, Lane, Map, Rule, Tool
 from broker.core.stage import Generation
 from stages.capture.admission import CALM_NS, FEWEST, WINDOW_NS, Admission
-from stages.capture.socket_filter import SHARES
+from stages.capture.packet_socket import PacketSocket
+from stages.capture.socket_filter import SHARES, program
 from tests import packets as p
 from tests.netns import Namespace, connect, needs_root
 from tests.stages.capture.support import SLOT, Worker
@@ -193,3 +194,27 @@ def test_an_overflow_brings_the_prefilter_and_then_sheds_whole_flows_and_every_p
     _drain(worker)
     assert worker.count("seen_packets") == _received(worker) == n_sent
     assert worker.count("dropped_restart") == 0
+
+
+_OPTMEM = Path("/proc/sys/net/core/optmem_max")
+_OLD_OPTMEM = "20480"  # the default before Linux 6.7
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.usefixtures("host")
+def test_where_the_kernel_has_no_room_for_two_programs_one_takes_the_place_of_the_other() -> None:
+    """The option is of this namespace; where it is not, there is no file in here."""
+    if not _OPTMEM.exists():
+        pytest.skip("needs net.core.optmem_max of each namespace: Linux 6.8")
+    live = Input("near", "afpacket", SLOT, interface="tm-near", ring_bytes=1 << 20)
+    large = program(b"\x15\x00\x00\x00\xff\xff\xff\xff" * 900, SHARES // 2)  # compares, and goes on either way
+    _OPTMEM.write_text(_OLD_OPTMEM)
+    with contextlib.closing(PacketSocket(live, Lane(0, (live,)), program(b"", SHARES))) as socket_:
+        socket_.attach(large)
+        with pytest.raises(OSError, match="Cannot allocate"):
+            socket_._attach(large)
+        socket_.attach(large)
+        with pytest.raises(OSError, match="Cannot allocate"):
+            socket_.attach(large + large)
+        socket_.reject_all()

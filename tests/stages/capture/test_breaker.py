@@ -15,12 +15,14 @@ class Loop:
     def __init__(self) -> None:
         self.row = {"alike": 0, "taken": 0, "drop_alike": 0}
         self.trips = np.zeros(1, np.int64)
-        self.breaker = Breaker(self.row, self.trips, log.get())
+        self.shed = 0
+        self.breaker = Breaker(self.row, self.trips, log.get(), lambda: self.shed)
         self.now_ns = 10**15
         self.breaker.look(self.now_ns)
 
-    def window(self, taken: int, alike: int) -> bool:
+    def window(self, taken: int, alike: int, shed: int = 0) -> bool:
         """Is it open afterwards?"""
+        self.shed += shed
         self.row["taken"] += taken
         self.row["alike"] += alike
         self.now_ns += WINDOW_NS
@@ -39,6 +41,19 @@ def loop() -> Loop:
 def test_it_opens_when_half_of_what_comes_is_alike(loop: Loop, taken: int, alike: int, expected: bool) -> None:
     assert loop.window(taken, alike) is expected
     assert loop.trips[0] == expected
+
+
+def test_a_loop_does_not_hide_behind_the_shedding_that_it_brings_on(loop: Loop) -> None:
+    assert not loop.window(10_000, 200, shed=9_500)
+    assert loop.window(10_000, 300, shed=9_500)
+
+
+def test_what_an_earlier_worker_has_shed_is_not_taken_off(loop: Loop) -> None:
+    loop.shed = 1_000_000
+    breaker = Breaker(loop.row, loop.trips, log.get(), lambda: loop.shed)
+    loop.row |= {"taken": 1000, "alike": 100}
+    breaker.look(loop.now_ns)
+    assert not loop.row["drop_alike"]
 
 
 def test_what_ends_when_it_is_open_was_ours_and_each_try_takes_longer(loop: Loop) -> None:

@@ -151,6 +151,19 @@ def test_an_interface_that_comes_back_is_dedicated_again(hosts: Hosts) -> None:
     assert hosts.hears()
 
 
+def test_an_interface_that_comes_back_with_an_address_is_captured_without_it(hosts: Hosts) -> None:
+    """Also by the first worker, which refuses only before it has captured anything."""
+    worker = hosts.worker().start()
+    hosts.broker.ip("link", "del", "near")
+    until(lambda: worker.step() == 0 and worker.capture.wait_fd == -1, "the socket closed")
+    connect(hosts.other, "far", hosts.broker, "near")
+    hosts.broker.ip("addr", "add", "10.1.2.3/24", "dev", "near")
+    with capture_logs() as logs:
+        until(lambda: worker.step() >= 0 and worker.capture.wait_fd != -1, "the interface opened again")
+    assert [line["event"] for line in logs] == ["ingress_drop_refused", "interface_returned"]
+    assert "clsact" not in hosts.tc("qdisc", "show", "dev", "near")
+
+
 @pytest.mark.parametrize("discipline", ["ingress", "clsact"])
 def test_what_others_have_hung_there_stays(hosts: Hosts, discipline: str) -> None:
     """A discipline that was there, with and without a filter of its own."""
