@@ -169,7 +169,8 @@ class Interface:
             elif ingress_drop.remove(name):
                 self._log.info("ingress_drop_removed")
         except OSError as error:
-            self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
+            if self._input.dedicated:  # else one was looked for that hardly ever is there
+                self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
             return
         if use and refuse:
             raise SourceError(name, None, f"it cannot be dedicated, for this host would be cut off from it: {use}")
