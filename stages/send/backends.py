@@ -7,10 +7,12 @@
 | `segment` (`segments`) | over UDP, not numbered | the whole way once for a run of equal length |
 
 Runs of several flows overtake one another, and RFC 2890 section 2.2 would have a receiver discard what comes out of sequence. Where
-nobody cuts a run (veth, lo: `next_hop.keeps_runs`), who captures at the far end sees one long packet, and misses all frames but the first.
+nobody cuts a run (veth, lo: `next_hop.keeps_runs`), who captures at the far end sees one long packet, and misses all frames but the first;
+where a queue cuts it (tbf, cake), what that drops of it is counted as delivered.
 
 `auto` takes the lowest row that works here, and says which and why (`backend_chosen`). A packet socket goes past what firewalls and
-IPsec do with packets that leave; so where there are such rules (`passed_by`), or nobody can see whether there are, `auto` leaves it alone.
+IPsec do with packets that leave; so where there are such rules (`passed_by`), or nobody can see whether there are, `auto` leaves it alone,
+also when they come later.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class DatagramEgress:
 
     def _fail(self, number: int, reasons: Any, event: str) -> None:
         self._down = int(reasons[number]) if 0 <= number < kernels.N_REASONS else int(reasons[0])
-        self.close()
+        self._shut()
         self._retry.failed()
         self._notices.warn(event, os.strerror(number), **self._where, errno=errno.errorcode.get(number, str(number)))
 
@@ -144,6 +144,10 @@ class DatagramEgress:
             time.sleep(min(limit_ns, 200_000) / 1e9)
 
     def close(self) -> None:
+        self._shut()
+
+    def _shut(self) -> None:
+        """Close the socket, for now: it may be opened again."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

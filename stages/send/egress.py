@@ -20,6 +20,7 @@ from broker.core.metrics import index
 from broker.core.model import Tool
 from broker.core.stage import Context
 from stages.send import kernels
+from stages.send.passed_by import Rules
 from stages.send.runs import Runs
 
 BUFFER_BYTES = 1024 * 1024
@@ -95,6 +96,7 @@ class Scratch:
         self.lens_at = int(self.lens.ctypes.data)
         self.messages_at = int(self.messages.ctypes.data)
         self.runs = Runs(context.geometry.max_frames)
+        self.rules = Rules()
         self.reasons_at = int(SENDING.ctypes.data)
         self.progress_at = context.progress_at
 

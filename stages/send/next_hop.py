@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from broker.core.model import Tunnel
-from broker.core.netlink import ask, attribute, attributes
+from broker.core.netlink import ask, attribute, attributes, dump
 
 NEWS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE (linux/rtnetlink.h)
 
@@ -23,7 +23,12 @@ _GET_LINK, _GET_ROUTE, _GET_NEIGHBOUR = 18, 26, 30
 _UNICAST = 1  # RTN_UNICAST
 _DST, _SRC, _OIF, _GATEWAY, _METRICS, _MULTIPATH, _VIA, _ENCAP, _IP_PROTO = 1, 2, 4, 5, 8, 9, 18, 22, 27  # RTA_*
 _METRIC_MTU = 2
-_LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_INFO, _INFO_KIND = 1, 3, 4, 18, 1  # IFLA_*
+_LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_BELOW, _LINK_MASTER, _LINK_INFO, _LINK_ELSEWHERE = 1, 3, 4, 5, 10, 18, 37  # IFLA_*
+_INFO_KIND = 1
+_ANY_LINK = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
+_UNCUT = (b"veth",)
+_GET_QUEUE, _TCMSG, _QUEUE_KIND = 38, struct.Struct("=BxxxiIII"), 1  # RTM_GETQDISC, TCA_KIND
+_CUTTING = (b"tbf", b"cake")  # tbf_segment, cake_enqueue (net/sched): a run of which one piece is queued counts as sent
 _ETHER = 1  # ARPHRD_ETHER
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40  # IFF_*
 _NEIGHBOUR_DST, _NEIGHBOUR_ADDRESS = 1, 2  # NDA_*
@@ -63,17 +68,58 @@ def find_next_hop(tunnel: Tunnel, source: bytes = b"") -> NextHop | NoHop:
 
 
 def keeps_runs(tunnel: Tunnel) -> str:
-    """The interface by which the tunnel leaves, if nobody cuts there what UDP_SEGMENT joins: the far end of a veth, or of lo, gets a run as
-    one long packet. Empty: it is another, or there is no route."""
+    """Where by which the tunnel leaves nobody cuts what UDP_SEGMENT joins, or somebody does who keeps to himself what he then drops; in
+    words. The far end of a veth, or of lo, gets a run as one long packet, also through a bridge that a veth is a port of, and by a VLAN
+    device above one. Empty: it is another, or there is no route."""
     try:
         _, found = _route(tunnel, ipaddress.ip_address(tunnel.source).packed if tunnel.source else b"")
-        ((_, answer),) = ask(_GET_LINK, struct.pack("=BBHiII", 0, 0, 0, int.from_bytes(found.get(_OIF, b""), "little"), 0, 0))
+        index = int.from_bytes(found.get(_OIF, b""), "little")
+        links = dict(map(_kind_of, dump(_GET_LINK, _ANY_LINK)))
+        queues = dump(_GET_QUEUE, _TCMSG.pack(0, 0, 0, 0, 0))
     except OSError:
         return ""
-    (flags,) = struct.unpack_from("=I", answer, 8)
-    link = attributes(answer[16:])
-    kind = attributes(link.get(_LINK_INFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0")
-    return link[_LINK_NAME].rstrip(b"\0").decode() if flags & _LOOPBACK or kind == b"veth" else ""
+    below = _below(index, links)
+    for one in below:
+        if links[one].is_loopback or links[one].kind in _UNCUT:
+            return f"{links[one].name} hands runs on as they are"
+    for queue in queues:
+        kind = attributes(queue, _TCMSG.size).get(_QUEUE_KIND, b"").rstrip(b"\0")
+        if _TCMSG.unpack_from(queue)[1] in below and kind in _CUTTING:
+            return f"{kind.decode()} cuts runs and does not say what it drops of them"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    name: str
+    kind: bytes
+    is_loopback: bool
+    below: int
+    master: int
+
+
+def _kind_of(answer: bytes) -> tuple[int, _Kind]:
+    index, flags = struct.unpack_from("=iI", answer, 4)
+    found = attributes(answer[16:])
+    kind = attributes(found.get(_LINK_INFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0")
+    below, master = (int.from_bytes(found.get(what, b""), "little") for what in (_LINK_BELOW, _LINK_MASTER))
+    below = 0 if _LINK_ELSEWHERE in found else below  # a number of another namespace
+    return index, _Kind(found[_LINK_NAME].rstrip(b"\0").decode(errors="replace"), kind, bool(flags & _LOOPBACK), below, master)
+
+
+def _below(index: int, links: dict[int, _Kind]) -> list[int]:
+    """The interface and all through which it may send: the ports of a bridge or bond, what a VLAN device stands on."""
+    found: list[int] = []
+    left = [index]
+    while left:
+        one = left.pop()
+        if one not in links or one in found:
+            continue
+        found.append(one)
+        left += [port for port, link in links.items() if link.master == one]
+        if links[one].kind not in _UNCUT:  # there it is the far end
+            left.append(links[one].below)
+    return found
 
 
 def _route(tunnel: Tunnel, source: bytes) -> tuple[int, dict[int, bytes]]:

@@ -11,6 +11,7 @@ By IP, as with `sockets`, goes what a packet socket cannot do, block by block:
 | the kernel is not sure of the neighbour | that makes it ask, and keep or give up what waits; so each neighbour is confirmed now and then |
 | no route, several ways, no Ethernet, an interface that is down | what becomes of the frames the kernel decides, and says |
 | a frame of the block is longer than the path's MTU | somebody must fragment or refuse it; for a second more: no back and forth |
+| `auto`, and there are rules that it would go past | they may have come since: looked for as long as it runs (`passed_by`) |
 | the headers have another source address than the socket | they are made when a configuration is loaded, perhaps without a route |
 
 A next hop counts from the second look on that finds it: what the kernel kept while it asked has left by then. What routers say of these
@@ -95,13 +96,15 @@ class PacketEgress(DatagramEgress):
         self._looked_ns = now
         self._source = self._by_ip.source
         found = find_next_hop(self._tunnel, self._source) if self._source else NoHop("there is no socket")
+        if self.tool.backend == "auto" and (rules := self._scratch.rules.now()):
+            found = NoHop(rules)
         self._is_settled = found == self._hop
         if self._is_settled:
             return
         self._hop = found
         if isinstance(found, NextHop):
             if found.index != self._opened_index:
-                super().close()
+                self._shut()
             self._ethernet[: len(found.ethernet)] = np.frombuffer(found.ethernet, np.uint8)
             self._lead_len = len(found.ethernet)
             self._where["interface"] = found.interface
@@ -114,7 +117,9 @@ class PacketEgress(DatagramEgress):
     def _open_socket(self) -> socket.socket:
         assert isinstance(self._hop, NextHop)
         self._opened_index = self._hop.index
-        return open_interface(self._hop.interface, qdisc_bypass=False)
+        opened = open_interface(self._hop.interface, qdisc_bypass=False)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, self._by_ip.priority)
+        return opened
 
     def close(self) -> None:
         super().close()

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
+import time
 
-from broker.core.netlink import NETFILTER, XFRM, attributes, dump
+from broker.core.netlink import NETFILTER, ROUTE, XFRM, attributes, dump
+
+LOOK_EVERY_NS = 250_000_000
 
 _GET_CHAIN, _GET_POLICY = 10 << 8 | 4, 0x15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETCHAIN; XFRM_MSG_GETPOLICY
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _HOOK_NUMBER = 1, 3, 4, 1  # NFTA_*
 _IP_FAMILIES = (1, 2, 10)  # NFPROTO_INET, _IPV4, _IPV6
 _LEAVING = (3, 4)  # NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING
 _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)  # this kernel has no such thing
+_GET_RULE, _RULE_BYTES, _ABOUT_PORTS = 34, 12, (22, 23, 24)  # RTM_GETRULE, fib_rule_hdr; FRA_IP_PROTO, _SPORT_RANGE, _DPORT_RANGE
 _LEGACY = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 
 
 def rules_passed_by() -> str:
     """Which rules of this network namespace a packet socket would go past, in words; empty: none."""
     try:
-        return _chains() or _tables() or _policies()
+        return _chains() or _tables() or _policies() or _routing()
     except PermissionError:
         return "without CAP_NET_ADMIN the rules of firewall and IPsec cannot be seen"
     except OSError as error:
@@ -51,6 +55,30 @@ def _policies() -> str:
         for _ in dump(_GET_POLICY, bytes(64), XFRM):
             return "there are policies of IPsec"
     return ""
+
+
+def _routing() -> str:
+    """The kernel does not say which way such a rule sends GRE (rtm_getroute_parse_ip_proto), nor what it makes of ports."""
+    with _none_where_absent():
+        for answer in dump(_GET_RULE, bytes(_RULE_BYTES), ROUTE):
+            if not attributes(answer, _RULE_BYTES).keys().isdisjoint(_ABOUT_PORTS):
+                return "there are routing rules by protocol or port"
+    return ""
+
+
+class Rules:
+    """The same for all tools of a worker, for as long as it runs: IPsec has its policies when the other end answers, a firewall may be
+    started after us."""
+
+    def __init__(self) -> None:
+        self._due_ns = 0
+        self._found = ""
+
+    def now(self) -> str:
+        if time.monotonic_ns() >= self._due_ns:
+            self._found = rules_passed_by()
+            self._due_ns = time.monotonic_ns() + LOOK_EVERY_NS
+        return self._found
 
 
 @contextlib.contextmanager

@@ -105,14 +105,17 @@ class SegmentEgress(SocketEgress):
         return min(mtu - ip_header_bytes(self._tunnel) - UDP_HEADER, MOST_BYTES) if self._may_segment else 0
 
     def _handed_over(self, refusal: int) -> None:
-        if refusal == errno.EMSGSIZE:  # the path has become narrower
+        if not self._ports:  # it has failed since
+            return
+        # The path has become narrower: of that Linux before 6.14 says EINVAL (udp_send_skb, net/ipv4/udp.c).
+        if refusal == errno.EMSGSIZE or self._look() < self._longest:
             self._due_ns = 0
         elif refusal in (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP):
             self._may_segment, self._due_ns = False, 0
             self._notices.warn("tool_not_segmented", os.strerror(refusal), **self._where)
 
-    def close(self) -> None:
+    def _shut(self) -> None:
         for opened in self._ports:
             opened.close()
         self._ports = []
-        super().close()
+        super()._shut()

@@ -173,6 +173,11 @@ class SocketEgress(DatagramEgress):
             return b""
         return ipaddress.ip_address(self._socket.getsockname()[0]).packed
 
+    @property
+    def priority(self) -> int:
+        """What queues and VLAN devices go by (`egress-qos-map`): Linux makes it of the DSCP when that is set."""
+        return 0 if self._socket is None else self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
+
     def send(self, batch: Batch, rows_at: int, n_rows: int, progress: int) -> None:
         unheard = int(self._counters[UNHEARD])
         super().send(batch, rows_at, n_rows, progress)

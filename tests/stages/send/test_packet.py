@@ -6,7 +6,9 @@ The far end's own sockets and tshark are the judges.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.core.model import Backend
-from stages.send import backends, packet
+from stages.send import backends, next_hop, packet
 from stages.send.packet import PacketEgress
 from tests import packets as by_hand
 from tests.netns import Namespace, connect, needs_root
@@ -70,6 +72,7 @@ class Tool:
     def step(self, *frames: bytes) -> bool:
         """True: they went by the packet socket. The last of them is in no other step."""
         numbered = [*frames, by_hand.ethernet(self.seq.to_bytes(4, "big") + payload(60), type=0x88B5)]
+        self.take()  # else its buffer overflows while something is waited for
         self.sender.step(block([self.tool], numbered, seq=self.seq))
         self.seq += 1
         self.sent += len(numbered)
@@ -279,6 +282,37 @@ def test_auto_takes_no_runs_where_nobody_cuts_them(hosts: tuple[Namespace, Names
     near.ip("addr", "add", "10.78.0.1/24", "dev", "bridge0")
     near.ip("link", "set", "bridge0", "up")
     assert backends.choose(gre_tool(0, "vxlan", "10.78.0.2", backend="auto"))[0] == "segment"
+    near.ip("link", "set", "n0", "master", "bridge0")
+    assert backends.choose(gre_tool(0, "vxlan", "10.78.0.2", backend="auto"))[0] == "packet", "a port of the bridge is a veth"
+
+
+def test_what_an_interface_sends_through_is_found() -> None:
+    kind = next_hop._Kind
+    links = {
+        1: kind("lo", b"", True, 0, 0),
+        2: kind("eth0", b"", False, 0, 6),
+        3: kind("veth0", b"veth", False, 9, 5),
+        4: kind("tagged", b"vlan", False, 5, 0),
+        5: kind("br0", b"bridge", False, 0, 0),
+        6: kind("bond0", b"bond", False, 0, 0),
+        9: kind("not asked for", b"", False, 9, 9),
+    }
+    assert {index: set(next_hop._below(index, links)) for index in links} == {
+        1: {1}, 2: {2}, 3: {3}, 4: {4, 5, 3}, 5: {5, 3}, 6: {6, 2}, 9: {9},
+    }  # fmt: skip
+    assert next_hop._below(0, links) == []
+
+
+def test_auto_takes_no_runs_where_a_queue_cuts_them_and_drops_pieces(hosts: tuple[Namespace, Namespace]) -> None:
+    near, _ = hosts
+    near.ip("link", "add", "bridge0", "type", "bridge")
+    near.ip("addr", "add", "10.78.0.1/24", "dev", "bridge0")
+    near.ip("link", "set", "bridge0", "up")
+    made = subprocess.run(["tc", "qdisc", "add", "dev", "bridge0", "root", "tbf", "rate", "1mbit", "burst", "2000", "limit", "9000"])
+    if made.returncode:
+        pytest.skip("this kernel has no tbf")
+    assert next_hop.keeps_runs(gre_tool(0, "vxlan", "10.78.0.2").tunnel).startswith("tbf cuts runs")  # type: ignore[arg-type]
+    assert backends.choose(gre_tool(0, "vxlan", "10.78.0.2", backend="auto"))[0] == "packet"
 
 
 @pytest.mark.parametrize("kind", ["gre", "vxlan", "gre-udp"])
@@ -306,6 +340,68 @@ def test_auto_does_not_go_past_rules_of_ipsec(hosts: tuple[Namespace, Namespace]
     except subprocess.CalledProcessError as error:
         pytest.skip(f"this kernel has no policies of IPsec: {error.stderr.strip()}")
     assert backends.choose(gre_tool(0, "gre", ADDRESSES[4][1], backend="auto")) == ("socket", "there are policies of IPsec")
+
+
+def test_rules_that_come_later_are_not_gone_past(hosts: tuple[Namespace, Namespace]) -> None:
+    """IPsec has its policies when the other end answers, long after the start."""
+    near, far = hosts
+    near.ip("neigh", "add", ADDRESSES[4][1], "lladdr", mac_of(far, "f0"), "dev", "n0")
+    tool = gre_tool(0, "gre", ADDRESSES[4][1], backend="auto")
+    sender = Sender(tool)
+    look_twice(sender)
+    batch = block([tool], FRAMES)
+
+    def by_packet() -> bool:
+        sender.step(batch)
+        return bool(sender.stage._scratch.job["lead_len"][0] > 0)
+
+    assert by_packet()
+    policy = ("src", "10.77.0.0/24", "dst", "10.77.0.0/24", "dir", "out")
+    try:
+        near.ip("xfrm", "policy", "add", *policy, "action", "block")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this kernel has no policies of IPsec: {error.stderr.strip()}")
+    until(lambda: not by_packet(), "the policy to be noticed", 2.0)
+    until(lambda: not by_packet() and sender.drops().get("forbidden", 0) > 0, "the kernel to refuse", 2.0)
+    near.ip("xfrm", "policy", "delete", *policy)
+    until(by_packet, "the packet socket to be used again")
+
+
+def test_auto_leaves_routing_by_protocol_to_the_kernel(hosts: tuple[Namespace, Namespace]) -> None:
+    near, _ = hosts
+    near.ip("rule", "add", "ipproto", "gre", "lookup", "77")
+    chosen, why = backends.choose(gre_tool(0, "gre", ADDRESSES[4][1], backend="auto"))
+    assert (chosen, "routing rules" in why) == ("socket", True)
+
+
+def test_a_packet_socket_that_cannot_be_opened_leaves_the_way_by_ip_open(
+    hosts: tuple[Namespace, Namespace], tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(hosts) == 2
+
+    def refuse(name: str, *, qdisc_bypass: bool) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    tool.step()
+    by_ip = tool.egress._by_ip._socket
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(packet, "open_interface", refuse)
+        until(lambda: tool.step() or any(line["event"] == "tool_down" for line in logs), "an attempt")
+        assert not tool.step()
+        assert tool.egress._by_ip._socket is by_ip
+        assert tool.egress._news._socket.fileno() >= 0
+    tool.until_packet()
+    tool.until_all()
+
+
+def test_frames_have_the_priority_that_they_have_by_ip(hosts: tuple[Namespace, Namespace]) -> None:
+    tool = Tool(hosts[1], dscp=46)
+    with contextlib.closing(tool.receiver):
+        tool.step()
+        tool.until_packet()
+        both = (tool.egress._socket, tool.egress._by_ip._socket)
+        ours, by_ip = (one.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) for one in both if one is not None)
+        assert ours == by_ip > 0
 
 
 def test_a_look_costs_nothing_while_there_is_no_news(

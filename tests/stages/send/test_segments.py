@@ -217,6 +217,22 @@ def test_an_mtu_that_gets_smaller_is_noticed_and_one_that_grows_too(version: int
     assert sender.drops() == {}
 
 
+def test_a_kernel_that_says_einval_of_a_narrower_path_still_has_runs(receiver: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.14."""
+    sender = Sender(tool_to(receiver))
+    egress = sender.stage._egresses[0]
+    assert isinstance(egress, segments.SegmentEgress)
+    egress._longest = egress._look()
+    monkeypatch.setattr(egress, "_look", lambda: 1000)
+    egress._handed_over(errno.EINVAL)
+    assert egress._may_segment
+    egress._longest = 1000
+    egress._handed_over(errno.EINVAL)
+    assert not egress._may_segment
+    egress.close()
+    egress._handed_over(errno.EINVAL)
+
+
 def test_sockets_that_cannot_all_be_opened_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[socket.socket] = []
 
