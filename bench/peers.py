@@ -25,7 +25,7 @@ from broker.config.policy import compile_policy
 
 N_PACKETS = {"64": 4_000_000, "imix": 2_000_000, "1514": 1_000_000}
 N_CHECKED = 6_000  # more than two blocks
-N_ROUNDS = 5
+N_ROUNDS = 3
 MANY, LIMIT_S = 1_000, 200.0  # libpcap may have so long to compile so many terms
 
 

@@ -29,11 +29,11 @@ _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 
-def set_send_buffer(opened: socket.socket) -> None:
+def set_send_buffer(opened: socket.socket, n_bytes: int = SEND_BUFFER_BYTES) -> None:
     try:
-        opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, n_bytes)
     except PermissionError:  # needs CAP_NET_ADMIN; else net.core.wmem_max is the limit
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, n_bytes)
 
 
 class DatagramEgress:

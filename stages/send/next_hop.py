@@ -70,14 +70,14 @@ def find_next_hop(tunnel: Tunnel, source: bytes = b"") -> NextHop | NoHop:
 def keeps_runs(tunnel: Tunnel) -> str:
     """Where by which the tunnel leaves nobody cuts what UDP_SEGMENT joins, or somebody does who keeps to himself what he then drops; in
     words. The far end of a veth, or of lo, gets a run as one long packet, also through a bridge that a veth is a port of, and by a VLAN
-    device above one. Empty: it is another, or there is no route."""
+    device above one. Where there is no route nobody knows. Empty: it is another."""
     try:
         _, found = _route(tunnel, ipaddress.ip_address(tunnel.source).packed if tunnel.source else b"")
         index = int.from_bytes(found.get(_OIF, b""), "little")
         links = dict(map(_kind_of, dump(_GET_LINK, _ANY_LINK)))
         queues = dump(_GET_QUEUE, _TCMSG.pack(0, 0, 0, 0, 0))
-    except OSError:
-        return ""
+    except OSError as error:
+        return f"there is no route: {os.strerror(error.errno or 0)}"
     below = _below(index, links)
     for one in below:
         if links[one].is_loopback or links[one].kind in _UNCUT:

@@ -29,12 +29,16 @@ import numpy as np
 
 from broker.core.model import Tool, Tunnel
 from broker.core.stage import Context
+from stages.send.datagrams import SEND_BUFFER_BYTES, set_send_buffer
 from stages.send.egress import UDP_SEGMENT, Scratch
+from stages.send.next_hop import keeps_runs
 from stages.send.runs import MOST_BYTES, SOCKETS
 from stages.send.sockets import UDP_HEADER, OpenSocket, SocketEgress, ip_header_bytes, open_socket
 
 FIRST_PORT, PORTS_EACH = 49_152, 2048  # RFC 7348 section 5: 49152..65535, shared by SOCKETS
-LOOK_EVERY_NS = 200_000_000
+LOOK_EVERY_NS, ROUTE_EVERY_NS = 200_000_000, 5_000_000_000
+PORT_BUFFER_BYTES = SEND_BUFFER_BYTES // 4
+"""Of each of several sockets: a card that stands still would else pin all of what one socket may, for every one."""
 _TRIES = 16
 _IP_MTU, _IPV6_MTU = 14, 24  # linux/in.h, linux/in6.h
 
@@ -61,7 +65,9 @@ def open_ports(tunnel: Tunnel, opening: OpenSocket) -> list[socket.socket]:
 def _open_near(tunnel: Tunnel, port: int, opening: OpenSocket) -> socket.socket:
     for near in range(port, port + _TRIES):
         try:
-            return opening(replace(tunnel, source_port=near))
+            opened = opening(replace(tunnel, source_port=near))
+            set_send_buffer(opened, PORT_BUFFER_BYTES)
+            return opened
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -75,8 +81,9 @@ class SegmentEgress(SocketEgress):
         self._ports: list[socket.socket] = []
         self._fds = np.zeros(SOCKETS, np.int64)
         self._may_segment = True
+        self._kept = ""
         self._longest = 0
-        self._due_ns = 0
+        self._due_ns = self._route_due_ns = 0
         super().__init__(tool, context, scratch, log, open_socket)
 
     def _open_socket(self) -> socket.socket:
@@ -90,6 +97,9 @@ class SegmentEgress(SocketEgress):
 
     def _arrange(self, scratch: Scratch) -> None:
         now = time.monotonic_ns()
+        if now >= self._route_due_ns:
+            self._route_due_ns, self._due_ns = now + ROUTE_EVERY_NS, 0
+            self._kept = keeps_runs(self._tunnel) if self.tool.backend == "auto" else ""
         if now >= self._due_ns:
             self._due_ns = now + LOOK_EVERY_NS
             self._longest = self._look()
@@ -102,7 +112,7 @@ class SegmentEgress(SocketEgress):
             mtu = self._ports[0].getsockopt(*((socket.IPPROTO_IP, _IP_MTU) if v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)))
         except OSError:  # there is no route at present: what is sent says so
             return 0
-        return min(mtu - ip_header_bytes(self._tunnel) - UDP_HEADER, MOST_BYTES) if self._may_segment else 0
+        return min(mtu - ip_header_bytes(self._tunnel) - UDP_HEADER, MOST_BYTES) if self._may_segment and not self._kept else 0
 
     def _handed_over(self, refusal: int) -> None:
         if not self._ports:  # it has failed since

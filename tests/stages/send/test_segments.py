@@ -123,7 +123,7 @@ def test_a_full_socket_costs_counted_frames_and_what_arrives_was_delivered(
     unix_pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, far = unix_pair
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    monkeypatch.setattr(segments, "PORT_BUFFER_BYTES", 20_000)
     monkeypatch.setattr(segments.SegmentEgress.__init__, "__defaults__", (lambda tunnel: near.dup(),))
     monkeypatch.setattr(segments.SegmentEgress, "_look", lambda self: 0)  # it knows no runs
     tool = gre_tool(0, "gre-udp", backend="segment")
