@@ -32,7 +32,7 @@ from broker.core.model import RingSizes
 
 TOOL = "{tunnel: {kind: gre, source: 192.0.2.1, remote: 192.0.2.9}}"
 C_SOURCE = SHARED / "peers" / "scripts" / "fileref.c"
-FIRST = {"dpkt": 20_000, "scapy": 2_000}
+FIRST = {"dpkt": 20_000, "scapy": 6_000}
 RING_BLOCKS = RingSizes().blocks
 NULL = Path("/dev/null")
 
