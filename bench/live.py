@@ -106,24 +106,24 @@ def _compare(size: str, sides: list[Side], seconds: float, n_turns: int) -> Iter
     with programs.scratch() as directory:
         capture = directory / "in.pcap"
         workload.write_capture(capture, size, N_FRAMES)
-        passes = [_is_ipv4(frame) for frame in workload.frames_of(capture)]
+        passes = [is_ipv4(frame) for frame in workload.frames_of(capture)]
         for _ in range(n_turns):
             for side in list(sides):
                 try:
-                    turns.setdefault(side.name, []).append(_turn(side, capture, passes, seconds, directory))
+                    turns.setdefault(side.name, []).append(one_turn(side, capture, passes, seconds, directory))
                 except RuntimeError as error:
                     print(f"bench live: {side.name}: {error}", file=sys.stderr)
                     sides.remove(side)
     yield from _rows(size, {name: found for name, found in turns.items() if found})
 
 
-def _is_ipv4(frame: bytes) -> bool:
+def is_ipv4(frame: bytes) -> bool:
     """The workload's IPv4 is all of 10.0.0.0/8, which passes; its IPv6 does not."""
     at = 16 if frame[12:14] == b"\x81\x00" else 12
     return frame[at : at + 2] == b"\x08\x00"
 
 
-def _turn(side: Side, capture: Path, passes: list[bool], seconds: float, directory: Path) -> Turn:
+def one_turn(side: Side, capture: Path, passes: list[bool], seconds: float, directory: Path) -> Turn:
     rate = side.rate or RATE
     n = max(20, int(rate * seconds))
     whole, rest = divmod(n, len(passes))
@@ -137,14 +137,14 @@ def _turn(side: Side, capture: Path, passes: list[bool], seconds: float, directo
         if done.returncode:
             raise RuntimeError(f"the generator: {done.stderr.strip()[-500:]}")
         said = json.loads(done.stdout)
-        arrived = _settled(lines, at_first + expected) - at_first if side.start is not nothing else expected
+        arrived = settled(lines, at_first + expected) - at_first if side.start is not nothing else expected
         spent, soft_ns = programs.cpu_ns(pids) - before, programs.cpu_ns(soft) - soft_before
         stages = _between(stages_before, running.stages(), arrived, said["wall_s"])
     generator_ns = (said["cpu_s"] * 1e9 + soft_ns) / n
     return Turn(spent / max(arrived, 1), generator_ns, n, expected, arrived, n / said["wall_s"], stages)
 
 
-def _settled(lines: Wires, wanted: int) -> int:
+def settled(lines: Wires, wanted: int) -> int:
     """The count at C once all is there, or nothing comes any more."""
     end = time.monotonic() + _PATIENCE_S
     seen, since = lines.received(), time.monotonic()

@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import programs, stamps, workload
 from bench.brokers import agent_config, missing, pinned, when_up
 from bench.limits import Limits, limits
-from bench.live import N_FRAMES, _is_ipv4, _settled
+from bench.live import N_FRAMES, is_ipv4, settled
 from bench.memory import MIB, footprint
 from bench.report import Row
 from bench.wires import Wires, wires
@@ -71,7 +71,7 @@ class Scene:
         done = subprocess.run(self.generator(rate, n), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the generator: {done.stderr.strip()[-500:]}")
-        arrived = _settled(self.wires, before + expected) - before
+        arrived = settled(self.wires, before + expected) - before
         return n / json.loads(done.stdout)["wall_s"], 1 - arrived / expected
 
     def generator(self, rate: float, n: int) -> list[str]:
@@ -107,7 +107,7 @@ def scene(size: str, directory: Path, held: Limits) -> Iterator[Scene]:
     workload.write_capture(capture, size, N_FRAMES)
     config.write_text(agent_config("kind: gre, key: 1"))
     programs.run([sys.executable, "-c", "from stages.warm import warm; warm(print)"])  # compiling takes more memory than running
-    passes = [_is_ipv4(frame) for frame in workload.frames_of(capture)]
+    passes = [is_ipv4(frame) for frame in workload.frames_of(capture)]
     with contextlib.ExitStack() as closing:
         lines = closing.enter_context(wires())
         lines.drop_at_ingress()

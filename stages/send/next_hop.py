@@ -13,15 +13,13 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from broker.core import routes
 from broker.core.model import Tunnel
 from broker.core.netlink import ask, attribute, attributes, dump
 
 NEWS = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE (linux/rtnetlink.h)
 
-_UDP = 17
-_GET_LINK, _GET_ROUTE, _GET_NEIGHBOUR = 18, 26, 30
-_UNICAST = 1  # RTN_UNICAST
-_DST, _SRC, _OIF, _GATEWAY, _METRICS, _MULTIPATH, _VIA, _ENCAP, _IP_PROTO = 1, 2, 4, 5, 8, 9, 18, 22, 27  # RTA_*
+_GET_LINK, _GET_NEIGHBOUR = 18, 30
 _METRIC_MTU = 2
 _LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_BELOW, _LINK_MASTER, _LINK_INFO, _LINK_ELSEWHERE = 1, 3, 4, 5, 10, 18, 37  # IFLA_*
 _INFO_KIND = 1
@@ -72,8 +70,7 @@ def keeps_runs(tunnel: Tunnel) -> str:
     words. The far end of a veth, or of lo, gets a run as one long packet, also through a bridge that a veth is a port of, and by a VLAN
     device above one. Where there is no route nobody knows. Empty: it is another."""
     try:
-        _, found = _route(tunnel, ipaddress.ip_address(tunnel.source).packed if tunnel.source else b"")
-        index = int.from_bytes(found.get(_OIF, b""), "little")
+        index = _route(tunnel, ipaddress.ip_address(tunnel.source).packed if tunnel.source else b"").output
         links = dict(map(_kind_of, dump(_GET_LINK, _ANY_LINK)))
         queues = dump(_GET_QUEUE, _TCMSG.pack(0, 0, 0, 0, 0))
     except OSError as error:
@@ -122,38 +119,29 @@ def _below(index: int, links: dict[int, _Kind]) -> list[int]:
     return found
 
 
-def _route(tunnel: Tunnel, source: bytes) -> tuple[int, dict[int, bytes]]:
-    """The type of the route (RTN_*), and RTA_*."""
+def _route(tunnel: Tunnel, source: bytes) -> routes.Route:
     remote = ipaddress.ip_address(tunnel.remote)
-    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
     leave_by = tunnel.interface or getattr(remote, "scope_id", None) or ""
-    asked = attribute(_DST, remote.packed)
-    # Of GRE the kernel will not hear (rtm_getroute_parse_ip_proto).
-    asked += attribute(_IP_PROTO, bytes([_UDP])) if tunnel.udp_port else b""
-    asked += attribute(_SRC, source) if source else b""
-    asked += attribute(_OIF, struct.pack("=I", socket.if_nametoindex(leave_by))) if leave_by else b""
-    bits = 8 * len(remote.packed)
-    route = struct.pack("=BBBBBBBBI", family, bits, bits if source else 0, tunnel.dscp << 2, 0, 0, 0, 0, 0)
-    ((_, answer),) = ask(_GET_ROUTE, route + asked)
-    return answer[7], attributes(answer[12:])
+    return routes.route_to(remote, interface=leave_by, source=source, dscp=tunnel.dscp, udp=bool(tunnel.udp_port))
 
 
 def _next_hop(tunnel: Tunnel, source: bytes) -> NextHop | NoHop:
     remote = ipaddress.ip_address(tunnel.remote)
     v4 = remote.version == 4
-    kind, found = _route(tunnel, source)
-    if kind != _UNICAST or _OIF not in found:
+    route = _route(tunnel, source)
+    found = route.values
+    if route.kind != routes.UNICAST or not route.output:
         return NoHop("the address is this host's own, or one of many hosts")
-    if not found.keys().isdisjoint((_MULTIPATH, _VIA, _ENCAP)):
+    if not found.keys().isdisjoint((routes.MULTIPATH, routes.VIA, routes.ENCAPSULATION)):
         return NoHop("the route has several ways, or an encapsulation of its own")
-    index = int.from_bytes(found[_OIF], "little")
+    index = route.output
     link = _link(index)
     if isinstance(link, NoHop):
         return link
-    neighbour = _neighbour(socket.AF_INET if v4 else socket.AF_INET6, index, found.get(_GATEWAY, remote.packed))
+    neighbour = _neighbour(socket.AF_INET if v4 else socket.AF_INET6, index, found.get(routes.GATEWAY, remote.packed))
     if isinstance(neighbour, NoHop):
         return neighbour
-    mtu = int.from_bytes(attributes(found.get(_METRICS, b"")).get(_METRIC_MTU, b""), "little")
+    mtu = int.from_bytes(attributes(found.get(routes.METRICS, b"")).get(_METRIC_MTU, b""), "little")
     ethernet = neighbour + link.address + (b"\x08\x00" if v4 else b"\x86\xdd")
     return NextHop(link.name, index, ethernet, min(mtu or link.mtu, link.mtu))
 

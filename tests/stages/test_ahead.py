@@ -16,6 +16,7 @@ import pytest
 
 from stages import ahead, atomics, build, cache
 from stages.jit import MODE
+from tests.again import run_again
 from tests.cli.tapmesh import numbered, tapmesh
 from tests.packets import pcap, read_pcap
 
@@ -179,16 +180,4 @@ def test_without_numba_and_without_fitting_kernels_it_says_what_is_wrong(tmp_pat
 @compiled_ahead
 def test_kernels_that_numba_compiles_pass_the_same_tests() -> None:
     """A sample of them: those of all stages take minutes (TAPMESH_KERNELS=jit make test)."""
-    environment = {**os.environ, "TAPMESH_KERNELS": "jit"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/core/test_ring.py",
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert " passed" in done.stdout
+    run_again("tests/core/test_ring.py", timeout_s=300, TAPMESH_KERNELS="jit")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +14,7 @@ from stages.capture.own import own_table
 from stages.capture.own_kernels import ALIKE, FOREIGN, OWN, whose
 from stages.jit import PLAIN
 from tests import packets as p
+from tests.again import run_plain
 from tests.stages.wire.tunnels import FRAME, erspan1, erspan2, erspan3, geneve, vxlan
 
 US, TOOL, US6, TOOL6 = "192.0.2.1", "192.0.2.9", "2001:db8::1", "2001:db8::9"
@@ -188,6 +186,4 @@ def test_without_tunnels_there_is_no_table() -> None:
 @pytest.mark.skipif(PLAIN, reason="this is the plain run")
 def test_plain_python_answers_the_same_and_stays_within_the_frame() -> None:
     """These tests once more, uncompiled: each access must lie in the frame or in the table."""
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_plain(__file__)

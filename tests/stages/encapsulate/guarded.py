@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import subprocess
-import sys
 
 import numpy as np
 
 from broker.core.layout import MAX_FRAME_BYTES, PAGE
 from stages import memory
-from stages.jit import PLAIN
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -41,11 +37,3 @@ class Guarded:
 
 def read(at: int, n_bytes: int) -> bytes:
     return ctypes.string_at(at, n_bytes)
-
-
-def run_plain(*files: str) -> None:
-    """These test files once more with plain kernels, every access checked; what is not for them skips itself by `stages.jit.PLAIN`."""
-    assert not PLAIN
-    run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -13,7 +13,8 @@ from stages.encapsulate.masks import payload_start
 from stages.jit import PLAIN
 from tests import corpus, libpcap
 from tests import packets as p
-from tests.stages.encapsulate.guarded import Guarded, read, run_plain
+from tests.again import run_plain
+from tests.stages.encapsulate.guarded import Guarded, read
 
 IN = Guarded()
 ISSUERS = re.compile(

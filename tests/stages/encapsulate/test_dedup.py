@@ -28,7 +28,8 @@ from stages.encapsulate.dedup import (
 from stages.jit import PLAIN
 from tests import corpus, libpcap
 from tests import packets as p
-from tests.stages.encapsulate.guarded import Guarded, run_plain
+from tests.again import run_plain
+from tests.stages.encapsulate.guarded import Guarded
 from tests.stages.filter import traffic, tunnel_traffic
 
 IN = Guarded()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from stages.encapsulate.stage import Encapsulate
 from stages.encapsulate.templates import make_templates
 from stages.jit import PLAIN
 from tests import packets as by_hand
+from tests.again import run_plain
 from tests.stages.delivery import Surroundings, allow_batch, allow_encapsulate, fill, frames, generation, gre_tool, new_batch, payload
 
 ENDS = {4: ("198.51.100.7", "192.0.2.9"), 6: ("2001:db8::7", "2001:db8:1::9")}
@@ -177,7 +176,4 @@ def test_sums_of_the_largest_frames_of_ones_do_not_overflow() -> None:
 @pytest.mark.skipif(PLAIN, reason="this is the plain run")
 def test_plain_python_writes_the_same_and_stays_within_bounds() -> None:
     """These tests and those of the frames once more, uncompiled: each access must lie in memory that the stage may touch."""
-    directory = os.path.dirname(__file__)
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{directory}/test_headers.py", f"{directory}/test_frames.py"]
-    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_plain(__file__, Path(__file__).with_name("test_frames.py"))

@@ -32,7 +32,8 @@ from stages.encapsulate.layers import (
 from stages.jit import PLAIN
 from tests import corpus, libpcap
 from tests import packets as p
-from tests.stages.encapsulate.guarded import Guarded, read, run_plain
+from tests.again import run_plain
+from tests.stages.encapsulate.guarded import Guarded, read
 from tests.stages.filter import shark, tunnel_traffic
 
 IN, OUT = Guarded(), Guarded(HEAD_ROOM)

@@ -24,8 +24,9 @@ from stages.encapsulate.masks import (
 from stages.jit import PLAIN
 from tests import corpus, libpcap
 from tests import packets as p
+from tests.again import run_plain
 from tests.stages.encapsulate import wireshark
-from tests.stages.encapsulate.guarded import Guarded, read, run_plain
+from tests.stages.encapsulate.guarded import Guarded, read
 from tests.stages.filter import traffic, tunnel_traffic
 
 IN = Guarded()

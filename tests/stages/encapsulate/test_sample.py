@@ -19,7 +19,7 @@ from stages.encapsulate.limit import (
 from stages.jit import PLAIN
 from stages.wire.sampling import MAX_ONE_IN, sample_flow, sample_packet, sampling_key
 from tests import packets as p
-from tests.stages.encapsulate.guarded import run_plain
+from tests.again import run_plain
 from tests.stages.wire.reading import Reader
 
 SECOND_NS = 1_000_000_000

@@ -21,9 +21,10 @@ from stages.encapsulate.segment import (
 from stages.jit import PLAIN
 from tests import corpus, libpcap
 from tests import packets as p
+from tests.again import run_plain
 from tests.stages.delivery import payload
 from tests.stages.encapsulate import wireshark
-from tests.stages.encapsulate.guarded import Guarded, read, run_plain
+from tests.stages.encapsulate.guarded import Guarded, read
 from tests.stages.encapsulate.wireshark import GOOD, statuses
 from tests.stages.filter import traffic, tunnel_traffic
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +16,7 @@ from stages import memory
 from stages.encapsulate.templates import HEADER_ROOM, make_templates
 from stages.jit import PLAIN
 from tests import packets as by_hand
+from tests.again import run_plain
 from tests.stages.delivery import NOON_NS, Surroundings, allow_batch, fill, frames, gre_tool, new_batch, payload
 from tests.stages.encapsulate.test_headers import ENDS, opened
 
@@ -250,6 +247,4 @@ def test_the_generation_in_a_header_is_the_one_the_block_is_handled_by() -> None
 
 @pytest.mark.skipif(PLAIN, reason="this is the plain run")
 def test_plain_python_writes_the_same_and_stays_within_bounds() -> None:
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_plain(__file__)

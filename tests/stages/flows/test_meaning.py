@@ -15,8 +15,8 @@ from broker.core.flow_model import Flows as Options
 from broker.core.model import Sample
 from stages.jit import PLAIN
 from tests import packets as p
+from tests.again import run_plain
 from tests.stages.delivery import NOON_NS
-from tests.stages.encapsulate.guarded import run_plain
 from tests.stages.flows.metering import SECOND_NS, Meter, meter
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"

@@ -8,8 +8,8 @@ import pytest
 
 from broker.core.flow_model import Flows as Options
 from stages.jit import PLAIN
+from tests.again import run_plain
 from tests.stages.delivery import small
-from tests.stages.encapsulate.guarded import run_plain
 from tests.stages.filter import mutations
 from tests.stages.flows.metering import Meter
 

@@ -6,8 +6,6 @@ import errno
 import os
 import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from broker.core.model import Tool, Tunnel
 from stages.jit import PLAIN
 from stages.send import datagrams, egress, sockets
 from tests import packets as by_hand
+from tests.again import run_plain
 from tests.stages.delivery import (
     Sender,
     Surroundings,
@@ -377,15 +376,4 @@ def test_a_number_of_frames_that_cannot_be_is_not_believed(n_frames: int, tmp_pa
 @pytest.mark.skipif(PLAIN, reason="this is the plain run")
 def test_plain_python_does_the_same_and_stays_within_bounds() -> None:
     """These tests and those of the files once more, uncompiled: each access must lie in memory that the stage may touch."""
-    directory = Path(__file__).parent
-    run = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(f"{directory}/test_{name}.py" for name in ("sockets", "source_ports", "files")),
-    ]
-    result = subprocess.run(run, env={**os.environ, "NUMBA_DISABLE_JIT": "1", "CI": ""}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_plain(*(Path(__file__).with_name(f"test_{name}.py") for name in ("sockets", "source_ports", "files")))

@@ -5,8 +5,6 @@ What files hold is read by the same tshark with the same expectation (test_tunne
 
 from __future__ import annotations
 
-import contextlib
-import json
 import select
 import socket
 import subprocess
@@ -18,32 +16,22 @@ import pytest
 
 from broker.core.model import Backend, Tool
 from tests import packets as by_hand
-from tests.netns import Namespace, connect, needs_root
+from tests.netns import Namespace, needs_root
 from tests.stages.delivery import NOON_NS, Sender, encapsulate, fill, gre_tool, new_batch, payload
 from tests.stages.send.loopback import FAMILY
 from tests.stages.send.tshark import CASES, GOOD, fields, whole
+from tests.stages.send.two_hosts import ADDRESSES, FRAMES, capturing, mac_of, two_hosts
 from tests.waiting import DEADLINE_S, until
 
 pytestmark = [pytest.mark.root, needs_root]
 
-ADDRESSES = {4: ("10.77.0.1", "10.77.0.2"), 6: ("fd77::1", "fd77::2")}
-"""Ours and the receiver's."""
-FRAMES = [by_hand.ethernet(payload(n, n), type=0x88B5) for n in (46, 47, 700, 1400)]
-"""An EtherType that nobody dissects."""
-
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Namespace, Namespace]]:
-    """Where the test sends from, and the receiver; MTU 1600, so that nothing is fragmented."""
-    with contextlib.ExitStack() as closing:
-        near, far = (closing.enter_context(contextlib.closing(Namespace())) for _ in range(2))
-        connect(near, "n0", far, "f0", mtu=1600)
-        for host, name, number in ((near, "n0", 0), (far, "f0", 1)):
-            host.ip("addr", "add", f"{ADDRESSES[4][number]}/24", "dev", name)
-            host.ip("addr", "add", f"{ADDRESSES[6][number]}/64", "dev", name, "nodad")
-        (link,) = json.loads(far.ip("-j", "link", "show", "f0"))
-        for version in (4, 6):  # the kernel keeps only some frames while it asks for an address
-            near.ip("neigh", "add", ADDRESSES[version][1], "lladdr", link["address"], "dev", "n0")
+    """They know each other: the kernel keeps only some frames while it asks for an address."""
+    with two_hosts() as (near, far):
+        for version in (4, 6):
+            near.ip("neigh", "add", ADDRESSES[version][1], "lladdr", mac_of(far, "f0"), "dev", "n0")
         yield near, far
 
 
@@ -55,25 +43,6 @@ def deliver(host: Namespace, tools: list[Tool], frames: list[bytes], flows: list
         sender = Sender(*tools)
         sender.step(batch)
     return sender
-
-
-@contextlib.contextmanager
-def capturing(host: Namespace, interface: str, path: Path, what: str) -> Iterator[None]:
-    with host.inside():
-        process = subprocess.Popen(
-            ["tcpdump", "-U", "--immediate-mode", "-B", "65536", "-s", "2048", "-Z", "root", "-i", interface, "-w", str(path), what],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "listening on" in line:
-            break
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize("version", [4, 6])
