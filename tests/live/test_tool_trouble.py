@@ -166,7 +166,7 @@ def test_whatever_happens_to_a_tool_the_other_gets_every_packet(scene: Scene, tm
     assert (delivered["good"], drops["good"]) == (scene.sent, {})
     assert drops["bad"].keys() == {"unreachable", "forbidden", "full", "too_big"}
     assert delivered["bad"] + sum(drops["bad"].values()) == scene.sent
-    # Of an interface that is down the packet socket says the one and the IP layer the other: whose word it is depends on when the news came.
+    # Of an interface that is down the packet socket says the one, the IP layer the other; which it is depends on when the news came.
     assert told & {("tool_refused", "ENETDOWN"), ("tool_refused", "ENETUNREACH")}
     assert told >= {
         ("tool_unheard", "Connection refused"),
