@@ -115,10 +115,9 @@ def test_every_packet_is_in_the_lines_and_in_the_store_once(tmp_path: Path) -> N
         assert word in done.stdout
 
 
-def companion(broker: Broker, kind: str) -> int:
-    """Its pid, once it is there."""
-    until(lambda: kind in find(broker.name, MODULE).values(), f"{kind} to run")
-    return next(pid for pid, name in find(broker.name, MODULE).items() if name == kind)
+def companions(broker: Broker, kind: str) -> set[int]:
+    """Their pids: of none while it is being started again."""
+    return {pid for pid, name in find(broker.name, MODULE).items() if name == kind}
 
 
 @pytest.mark.parametrize("kind", ["flows", "export", "store"])
@@ -129,9 +128,10 @@ def test_one_that_is_killed_comes_back_and_every_packet_is_told_once(tmp_path: P
         if kind == "flows":
             broker.wait_again(kind, broker.kill(kind))
         else:
-            old = companion(broker, kind)
+            until(lambda: companions(broker, kind), f"{kind} to run")
+            (old,) = companions(broker, kind)
             os.kill(old, signal.SIGKILL)
-            until(lambda: companion(broker, kind) != old, f"{kind} to come back")
+            until(lambda: companions(broker, kind) - {old}, f"{kind} to come back")
         assert broker.process.wait(60) == 0, broker.stderr
         assert find(broker.name, MODULE) == {}
         assert nothing_left(broker.name)
