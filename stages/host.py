@@ -31,6 +31,7 @@ import msgpack
 from broker.core import layout, log
 from broker.core.errors import TapmeshError
 from broker.core.shm import open_pipeline, pipeline_directory
+from broker.privileges import sandbox
 from stages.warm import warm
 from stages.worker import run_worker
 
@@ -75,6 +76,8 @@ class Host:
         self._own = (woken, waker, listener)
         self._accept(listener, timeout_ms=10_000)
         warm(lambda line: self._say({"event": "progress", "text": line}), self._kinds())
+        if reason := sandbox.enter("host"):
+            self.log.warning("sandbox_missing", reason=reason)
         gc.collect()
         gc.disable()
         gc.freeze()

@@ -11,8 +11,10 @@ from broker.config.lanes import cpu_of, lanes
 from broker.core import layout, log
 from broker.core.errors import EXIT_CONFIG, PipelineError, TapmeshError
 from broker.core.generations import read_generation
+from broker.core.model import Config
 from broker.core.runner import Runner
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
+from broker.privileges import asking, capabilities, sandbox
 from stages.registry import create
 
 _PR_SET_NAME = 15  # linux/prctl.h
@@ -39,6 +41,16 @@ def _stay_on(cpu: int, log: Any) -> None:
         log.warning("cpu_refused", cpu=cpu, reason=f"{error.strerror}: there is no such CPU for us, and the worker runs anywhere")
 
 
+def _confine(pipeline: Pipeline, config: Config, kind: str, log: Any) -> None:
+    """No capability and few system calls. Without an opener a worker keeps what it needs to open sockets itself."""
+    has_opener = asking.use(pipeline.directory)
+    capabilities.keep(() if has_opener else (capabilities.NET_RAW, capabilities.NET_ADMIN))
+    tidies = kind == "send" and any(tool.rotation is not None for tool in config.tools)
+    role = "worker" + ("" if has_opener else "-raw") + ("-tidy" if tidies else "")
+    if reason := sandbox.enter(role):
+        log.warning("sandbox_missing", reason=reason)
+
+
 def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
     """Run until drained. Returns the exit status: 0, or EXIT_CONFIG when starting it again would be of no use."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
@@ -53,6 +65,7 @@ def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
         n_workers = pipeline.lanes[lane].geometry.count(kind)
         if (cpu := cpu_of(config, lane, kind, worker, n_workers)) is not None:
             _stay_on(cpu, log.get(pipeline=pipeline.name, lane=lane, stage=kind, worker=worker))
+        _confine(pipeline, config, kind, log.get(pipeline=pipeline.name, lane=lane, stage=kind, worker=worker))
         runner = Runner(pipeline, plan[lane], create(kind), worker, atomics)
         runner.run()
     except TapmeshError as error:

@@ -14,6 +14,7 @@ from broker.core.errors import EXIT_CONFIG, TapmeshError
 from broker.core.shm import open_pipeline
 from broker.flows.stopping import Stopping
 from broker.flows.store.base import StoreError
+from broker.privileges import sandbox
 
 
 def main() -> int:
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("--pipeline", required=True)
     arguments = parser.parse_args()
     log.configure()
+    if reason := sandbox.enter("companion"):
+        log.get(pipeline=arguments.pipeline).warning("sandbox_missing", reason=reason)
     stopping = Stopping()
     try:
         pipeline = open_pipeline(arguments.pipeline)

@@ -26,6 +26,8 @@ def health(session: Session, net: Path = _NET) -> list[str]:
     words = []
     if now - session.ticked_ns > STUCK_NS:
         words.append(f"the supervisor has not looked for {(now - session.ticked_ns) / plan.SECOND_NS:.0f} s")
+    if trouble := session.opener.trouble():
+        words.append(trouble)
     seen, books = session.last
     words += plan.unhealthy(seen, books, now, session.watching_since_ns)
     if session.force.config is not None:

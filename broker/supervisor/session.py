@@ -32,6 +32,7 @@ from broker.supervisor.host import HostKeeper
 from broker.supervisor.hostlink import HostError
 from broker.supervisor.ledger import Ledger, balance
 from broker.supervisor.loading import Loading
+from broker.supervisor.opener import Opener
 from broker.supervisor.plan import Book, Phase, Seen, Start, WorkerId
 from broker.supervisor.probes import Prober
 from broker.supervisor.processes import age_s
@@ -93,8 +94,9 @@ class Outcome:
 class Session:
     """`begin` or `adopt`, then `watch`, then `end`."""
 
-    def __init__(self, pipeline: Pipeline, options: Options, signals: Signals, log: Any) -> None:
-        self.pipeline, self.options, self.signals, self.log = pipeline, options, signals, log
+    def __init__(self, pipeline: Pipeline, options: Options, signals: Signals, opener: Opener, log: Any) -> None:
+        self.pipeline, self.options, self.signals, self.opener, self.log = pipeline, options, signals, opener, log
+        opener.listen(pipeline.directory)
         self.crew = Crew(pipeline, log)
         self.host = HostKeeper(pipeline.name, pipeline.directory, log, self.crew.told_exit, stdin=options.stdin)
         self.force = InForce(pipeline, options.compile_policy, log)
@@ -149,6 +151,7 @@ class Session:
     def _tick(self, now: int) -> bool:
         """Look, decide, do. True: drained, or out of time."""
         self.prober.check()
+        self.opener.check()
         self.companions.tick(self.force.config.flows if self.force.config else None, now)
         if self.options.external_stages:
             self.crew.follow_rows()

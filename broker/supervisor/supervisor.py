@@ -23,6 +23,7 @@ from broker.supervisor.health import health, ready
 from broker.supervisor.http import HttpServer
 from broker.supervisor.ledger import balance
 from broker.supervisor.lock import hold
+from broker.supervisor.opener import Opener
 from broker.supervisor.probes import EVENTS as PROBE_EVENTS
 from broker.supervisor.session import Options, Outcome, Session
 from broker.supervisor.signals import Signals
@@ -44,6 +45,8 @@ EVENTS = PROBE_EVENTS | {
     "kernels_compiling": "the cache of compiled kernels was cold",
     "ledger_closed": "the last ledger of the pipeline",
     "left_overs_removed": "a dead supervisor had left shared memory or an idle host",
+    "opener_died": "the one process with capabilities has ended; what is open goes on",
+    "opener_started": "the one process with capabilities runs; all others have none",
     "pipeline_adopted": "running workers of a former supervisor have been taken over",
     "pipeline_left": "shared memory stays: stages started by others still work on it",
     "pipeline_up": "every worker is up",
@@ -51,6 +54,7 @@ EVENTS = PROBE_EVENTS | {
     "reload_refused": "the new configuration has not been taken; nothing has changed",
     "reloaded": "the new configuration is in force from the next block on",
     "rule_counts_not_carried": "no room for what the rules of old generations have counted; their files stay for now",
+    "sandbox_missing": "system calls are not restricted, for the reason given",
     "supervisor_paused": "the supervisor was not run for a while; heartbeats get a new period",
     "topology_changed": "what runs has other rings than the file asks for; it is drained first",
     "worker_died": "a worker ended without being asked; it is started again after the back-off",
@@ -78,7 +82,10 @@ def supervise(config: Config, options: Options) -> Outcome:
         web = None
         if config.http:
             web = stack.enter_context(contextlib.closing(Web(config.http)))  # bound first: nothing runs yet if the port is taken
-        session = _taken_over(config, options, signals, log) or _made_anew(config, options, signals, log)
+        opener = Opener(options.name, log)
+        opener.start(config)
+        stack.callback(opener.leave)
+        session = _taken_over(config, options, signals, opener, log) or _made_anew(config, options, signals, opener, log)
         if web is not None:
             web.serve(session)
         try:
@@ -91,6 +98,7 @@ def supervise(config: Config, options: Options) -> Outcome:
                 session.leave()
             raise
         outcome = session.end()
+        opener.quit()
     _report(outcome, log)
     return outcome
 
@@ -119,11 +127,11 @@ class Web:
         return question(self._session)
 
 
-def _taken_over(config: Config, options: Options, signals: Signals, log: Any) -> Session | None:
+def _taken_over(config: Config, options: Options, signals: Signals, opener: Opener, log: Any) -> Session | None:
     running = prepare.look(options.name, log)
     if running is None:
         return None
-    session = Session(running.pipeline, options, signals, log)
+    session = Session(running.pipeline, options, signals, opener, log)
     session.adopt(running.config)
     refusal = session.force.refusal(config)
     try:
@@ -145,8 +153,8 @@ def _taken_over(config: Config, options: Options, signals: Signals, log: Any) ->
     return None
 
 
-def _made_anew(config: Config, options: Options, signals: Signals, log: Any) -> Session:
-    session = Session(prepare.create(options.name, config), options, signals, log)
+def _made_anew(config: Config, options: Options, signals: Signals, opener: Opener, log: Any) -> Session:
+    session = Session(prepare.create(options.name, config), options, signals, opener, log)
     try:
         session.begin(config)
     except BaseException:

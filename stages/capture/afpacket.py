@@ -35,7 +35,7 @@ from broker.core import log
 from broker.core.batch import Batch
 from broker.core.metrics import index
 from broker.core.stage import Context, Generation
-from stages.capture import ingress_drop
+from broker.privileges import asking, ingress_drop
 from stages.capture.admission import Admission
 from stages.capture.afpacket_kernels import RING, copy_packets, give_back
 from stages.capture.breaker import Breaker
@@ -163,10 +163,8 @@ class Interface:
         them, as at the very start; who captures already goes on without it."""
         name = self._input.interface
         try:
-            use = ingress_drop.use_of(name) if self._input.dedicated else ""
-            if self._input.dedicated and not use:
-                ingress_drop.install(name)
-            elif ingress_drop.remove(name):
+            use = asking.dedicate(name) if self._input.dedicated else ""
+            if (use or not self._input.dedicated) and asking.release(name):
                 self._log.info("ingress_drop_removed")
         except OSError as error:
             if self._input.dedicated:  # else one was looked for that hardly ever is there
@@ -181,7 +179,7 @@ class Interface:
         self.finished = True
         if self._input.dedicated and not self._context.lane.member:
             try:
-                ingress_drop.remove(self._input.interface)
+                asking.release(self._input.interface)
             except OSError as error:
                 self._log.warning("ingress_drop_failed", reason=ingress_drop.in_words(error))
 

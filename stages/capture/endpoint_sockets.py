@@ -14,11 +14,12 @@ import socket
 import struct
 
 from broker.core.model import Input
+from broker.privileges import asking
 from stages.capture.endpoint_kernels import SO_TIMESTAMPNS
 from stages.capture.errors import SourceError
 
 _IPPROTO_GRE, _IPPROTO_UDP, _UDP_NO_CHECK6_RX = 47, 17, 102  # linux/udp.h
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_MEMINFO = 26, 33, 55  # asm-generic/socket.h
+_SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55  # asm-generic/socket.h
 _MEMINFO_DROPS, _MEMINFO_WORDS = 8, 9  # linux/sock_diag.h
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 
@@ -35,7 +36,12 @@ def open_socket(input_: Input, family: socket.AddressFamily) -> socket.socket:
     name = described(input_)
     raw = input_.listen == "gre"
     try:
-        opened = socket.socket(family, socket.SOCK_RAW if raw else socket.SOCK_DGRAM, _IPPROTO_GRE if raw else _IPPROTO_UDP)
+        opened = asking.open_socket(
+            family,
+            socket.SOCK_RAW if raw else socket.SOCK_DGRAM,
+            _IPPROTO_GRE if raw else _IPPROTO_UDP,
+            receive_buffer=input_.buffer_bytes,
+        )
     except PermissionError:
         raise SourceError(name, None, "receiving GRE needs the capability CAP_NET_RAW (or root); gre-udp needs none") from None
     except OSError as error:
@@ -43,10 +49,6 @@ def open_socket(input_: Input, family: socket.AddressFamily) -> socket.socket:
     try:
         opened.setblocking(False)
         opened.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, input_.buffer_bytes)
-        except PermissionError:  # needs CAP_NET_ADMIN; else net.core.rmem_max is the limit
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, input_.buffer_bytes)
         if family == socket.AF_INET6 and not raw:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(_IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)

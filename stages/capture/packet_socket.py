@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from broker.core.model import Input, Lane
+from broker.privileges import asking
 from stages.capture.errors import AbsentError, SourceError
 from stages.capture.socket_filter import REJECT_ALL, TAKE_ALL
 
@@ -54,7 +55,7 @@ class PacketSocket:
         self.name = input_.interface
         self._seen = self._dropped = 0
         try:
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            self._socket = asking.open_socket(socket.AF_PACKET, socket.SOCK_RAW)
         except PermissionError:
             raise SourceError(self.name, None, "capturing needs the capability CAP_NET_RAW (or root)") from None
         try:

@@ -21,10 +21,10 @@ from typing import Any
 
 from broker.core.model import Tool
 from broker.core.stage import Context
+from broker.privileges.asking import rules_passed_by
 from stages.send.egress import Egress, Notices, Scratch
 from stages.send.next_hop import NoHop, find_next_hop, keeps_runs
 from stages.send.packet import PacketEgress
-from stages.send.passed_by import rules_passed_by
 from stages.send.segments import SegmentEgress, knows_segments
 from stages.send.sockets import SocketEgress
 

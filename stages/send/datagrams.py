@@ -25,15 +25,7 @@ from stages.send.egress import FULL, OPENING, SENDING, Notices, Retry, Scratch
 
 PATIENCE_NS = 2_000_000
 SEND_BUFFER_BYTES = 4 * 1024 * 1024
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
-
-
-def set_send_buffer(opened: socket.socket, n_bytes: int = SEND_BUFFER_BYTES) -> None:
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, n_bytes)
-    except PermissionError:  # needs CAP_NET_ADMIN; else net.core.wmem_max is the limit
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, n_bytes)
 
 
 class DatagramEgress:

@@ -20,7 +20,7 @@ from broker.core.metrics import index
 from broker.core.model import Tool
 from broker.core.stage import Context
 from stages.send import kernels
-from stages.send.passed_by import Rules
+from stages.send.rules import Rules
 from stages.send.runs import Runs
 
 BUFFER_BYTES = 1024 * 1024

@@ -22,7 +22,9 @@ from typing import Any
 
 from broker.core.model import Tool
 from broker.core.stage import Context
-from stages.send.datagrams import DatagramEgress, set_send_buffer
+from broker.privileges import asking
+from stages.send import datagrams
+from stages.send.datagrams import DatagramEgress
 from stages.send.egress import Scratch
 
 # linux/if_packet.h, linux/sockios.h: names that Python lacks
@@ -32,9 +34,8 @@ _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 
 def open_interface(name: str, *, qdisc_bypass: bool) -> socket.socket:
     """A packet socket that sends on `name` and receives nothing. OSError, as the kernel puts it; ENETDOWN when the interface is down."""
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    opened = asking.open_socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, send_buffer=datagrams.SEND_BUFFER_BYTES)
     try:
-        set_send_buffer(opened)
         if qdisc_bypass:
             opened.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         opened.bind((name, 0))  # protocol 0: no frame comes in

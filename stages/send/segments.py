@@ -29,7 +29,7 @@ import numpy as np
 
 from broker.core.model import Tool, Tunnel
 from broker.core.stage import Context
-from stages.send.datagrams import SEND_BUFFER_BYTES, set_send_buffer
+from stages.send.datagrams import SEND_BUFFER_BYTES
 from stages.send.egress import UDP_SEGMENT, Scratch
 from stages.send.next_hop import keeps_runs
 from stages.send.runs import MOST_BYTES, SOCKETS
@@ -54,7 +54,7 @@ def knows_segments() -> bool:
 def open_ports(tunnel: Tunnel, opening: OpenSocket) -> list[socket.socket]:
     """A socket for each source port. OSError, as the kernel puts it."""
     if tunnel.source_port:
-        return [opening(tunnel)]
+        return [opening(tunnel, SEND_BUFFER_BYTES)]
     with contextlib.ExitStack() as closing:
         ports = range(FIRST_PORT, FIRST_PORT + SOCKETS * PORTS_EACH, PORTS_EACH)
         opened = [closing.enter_context(_open_near(tunnel, port, opening)) for port in ports]
@@ -65,9 +65,7 @@ def open_ports(tunnel: Tunnel, opening: OpenSocket) -> list[socket.socket]:
 def _open_near(tunnel: Tunnel, port: int, opening: OpenSocket) -> socket.socket:
     for near in range(port, port + _TRIES):
         try:
-            opened = opening(replace(tunnel, source_port=near))
-            set_send_buffer(opened, PORT_BUFFER_BYTES)
-            return opened
+            return opening(replace(tunnel, source_port=near), PORT_BUFFER_BYTES)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

@@ -36,7 +36,9 @@ from typing import Any
 from broker.core.batch import Batch
 from broker.core.model import Tool, Tunnel
 from broker.core.stage import Context
-from stages.send.datagrams import DatagramEgress, set_send_buffer
+from broker.privileges import asking
+from stages.send import datagrams
+from stages.send.datagrams import DatagramEgress
 from stages.send.egress import UNHEARD, Scratch
 
 REPORT_BUFFER_BYTES = 8192  # a few ICMP messages: what they say is the same
@@ -56,17 +58,18 @@ _IP_HEADER = {socket.AF_INET: 20, socket.AF_INET6: 40}
 UDP_HEADER = 8
 _UDP_CHECKSUM_AT = 6
 
-OpenSocket = Callable[[Tunnel], socket.socket]
+OpenSocket = Callable[[Tunnel, int], socket.socket]
+"""Of a tunnel and the bytes of the send buffer."""
 
 
-def open_socket(tunnel: Tunnel) -> socket.socket:
+def open_socket(tunnel: Tunnel, send_buffer: int) -> socket.socket:
     """A connected socket that takes what follows the headers which the kernel writes. OSError, as the kernel puts it."""
     family = _family(tunnel)
-    opened = _made(family, tunnel)
+    opened = _made(family, tunnel, send_buffer)
     raw = opened.type == socket.SOCK_RAW
     try:
         _take_nothing(opened)
-        _set_buffers(opened)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, REPORT_BUFFER_BYTES)
         _set_header(opened, family, tunnel)
         if tunnel.interface:
             opened.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, tunnel.interface.encode())
@@ -86,14 +89,14 @@ def ip_header_bytes(tunnel: Tunnel) -> int:
     return _IP_HEADER[_family(tunnel)]
 
 
-def _made(family: socket.AddressFamily, tunnel: Tunnel) -> socket.socket:
+def _made(family: socket.AddressFamily, tunnel: Tunnel, send_buffer: int) -> socket.socket:
     raw = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     if not tunnel.udp_port:
-        return socket.socket(family, raw, _IPPROTO_GRE)
+        return asking.open_socket(family, raw, _IPPROTO_GRE, send_buffer=send_buffer)
     if not tunnel.source_port:
         with contextlib.suppress(PermissionError):
-            return socket.socket(family, raw, socket.IPPROTO_UDP)
-    return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            return asking.open_socket(family, raw, socket.IPPROTO_UDP, send_buffer=send_buffer)
+    return asking.open_socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, send_buffer=send_buffer)
 
 
 def _family(tunnel: Tunnel) -> socket.AddressFamily:
@@ -109,11 +112,6 @@ def _take_nothing(opened: socket.socket) -> None:
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
     program = struct.pack("HP", 1, ctypes.addressof(instruction))
     opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
-def _set_buffers(opened: socket.socket) -> None:
-    set_send_buffer(opened)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, REPORT_BUFFER_BYTES)
 
 
 def _set_header(opened: socket.socket, family: int, tunnel: Tunnel) -> None:
@@ -156,7 +154,7 @@ class SocketEgress(DatagramEgress):
         self._open()
 
     def _open_socket(self) -> socket.socket:
-        return self._opening(self._tunnel)
+        return self._opening(self._tunnel, datagrams.SEND_BUFFER_BYTES)
 
     def _opened(self, opened: socket.socket) -> None:
         self._raw = opened.type == socket.SOCK_RAW

@@ -14,12 +14,8 @@ The kernel never says that whoever captures there is too slow: its own counters 
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import socket
-import struct
 from typing import Any
 
 import numpy as np
@@ -28,14 +24,13 @@ from broker.core import layout
 from broker.core.batch import Batch
 from broker.core.model import Tool
 from broker.core.stage import Context
+from broker.privileges.asking import open_tap
 from stages.jit import kernel
 from stages.memory import add64, load16, load32, load64, store64
 from stages.send import kernels
 from stages.send.egress import DELIVERED_BYTES, DELIVERED_FRAMES, OPENING, OTHER, SENDING, Notices, Retry, Scratch
 from stages.send.libc import errno_location, writev
 
-_TUN, _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = "/dev/net/tun", 0x4004_54CA, 0x0002, 0x1000  # linux/if_tun.h
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_NOARP = 0x8913, 0x8914, 0x1, 0x80
 _EINTR = errno.EINTR
 
 assert layout.FRAME.fields is not None
@@ -120,20 +115,3 @@ class TapEgress:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def open_tap(name: str) -> int:
-    """A descriptor of the device, which is up. OSError as the kernel puts it."""
-    fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
-        with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
-            file.write("1")
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH22x", name.encode(), 0))
-            (flags,) = struct.unpack_from("H", answer, 16)
-            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags | _IFF_UP | _IFF_NOARP))
-    except OSError:
-        os.close(fd)
-        raise
-    return fd

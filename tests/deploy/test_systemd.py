@@ -55,6 +55,19 @@ def test_every_unit_is_in_the_sandbox(here: Path, name: str) -> None:
     assert not any(what.startswith("MemoryDenyWriteExecute") for what in passed), "kernels could not be compiled"
 
 
+@pytest.mark.parametrize(("name", "most"), [("tapmesh.service", 25), ("tapmesh-control.service", 25), ("tapmesh-send@0.service", 21)])
+def test_the_exposure_that_systemd_reckons_stays_low(here: Path, name: str, most: int) -> None:
+    """In tenths, of 100; `here` runs as root, which costs 4 of them."""
+    analyze(here, "security", "--offline=true", "--no-pager", f"--threshold={most}", f"./{name}")
+
+
+def test_only_who_starts_the_opener_has_capabilities() -> None:
+    of = {path.name: [line for line in settings(path) if "Capabilit" in line] for path in SERVICES}
+    for name in ("capture", "filter", "encapsulate", "send"):
+        assert of[f"tapmesh-{name}@.service"] == ["CapabilityBoundingSet="]
+    assert of["tapmesh.service"] == of["tapmesh-control.service"] != []
+
+
 def test_the_whole_agent_has_the_same_sandbox_as_single_stages() -> None:
     assert set(settings(SANDBOX)) <= set(settings(UNITS / "tapmesh.service"))
 

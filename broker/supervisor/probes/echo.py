@@ -14,6 +14,7 @@ import socket
 import struct
 
 from broker.core.model import Tool
+from broker.privileges import asking
 from broker.supervisor.probes.probe import ICMP_FILTER, CannotAskError, Probe, end, family_of, leave_as, only_type
 
 _REQUEST = {socket.AF_INET: 8, socket.AF_INET6: 128}
@@ -53,7 +54,7 @@ def _open(family: socket.AddressFamily) -> socket.socket:
     except PermissionError:
         pass
     try:
-        opened = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _PROTOCOL[family])
+        opened = asking.open_socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _PROTOCOL[family])
     except PermissionError:
         text = "ping sockets are not allowed to our group (net.ipv4.ping_group_range), and raw sockets need CAP_NET_RAW"
         raise CannotAskError(text) from None

@@ -12,6 +12,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 
 from broker.core.model import Tool
+from broker.privileges import asking
 from broker.supervisor.probes.probe import ICMP_FILTER, SO_BINDTODEVICE, CannotAskError, Probe, only_type
 from broker.supervisor.probes.routes import Hop, first_hop
 
@@ -38,7 +39,7 @@ def ask(tool: Tool) -> Probe:
 
 def _hardware(interface: str) -> bytes:
     """Its Ethernet address."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as looking:
+    with asking.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as looking:
         looking.bind((interface, 0))
         _, _, _, kind, address = looking.getsockname()
     if kind != _ETHERNET:
@@ -48,7 +49,7 @@ def _hardware(interface: str) -> bytes:
 
 def _arp(hop: Hop, address: IPv4Address, hardware: bytes) -> Probe:
     ours = hop.source.packed if isinstance(hop.source, IPv4Address) else bytes(4)
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+    opened = asking.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         opened.bind((hop.interface, _ETHERTYPE_ARP))
         question = _ARP.pack(_ETHERNET, 0x0800, 6, 4, 1, hardware, ours, bytes(6), address.packed)
@@ -68,7 +69,7 @@ def _arp(hop: Hop, address: IPv4Address, hardware: bytes) -> Probe:
 
 
 def _solicit(hop: Hop, address: IPv6Address, hardware: bytes) -> Probe:
-    opened = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6)
+    opened = asking.open_socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6)
     try:
         opened.setsockopt(*ICMP_FILTER[socket.AF_INET6], only_type(_ADVERTISEMENT, 8))
         opened.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, hop.interface.encode())

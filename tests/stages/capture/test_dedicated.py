@@ -236,7 +236,7 @@ def test_a_foreign_filter_at_our_place_is_left_alone_and_told(hosts: Hosts) -> N
 def test_without_the_capability_it_says_which(hosts: Hosts) -> None:
     script = """
 import os
-from stages.capture import ingress_drop
+from broker.privileges import ingress_drop
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     ingress_drop.install("near")

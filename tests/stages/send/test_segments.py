@@ -91,8 +91,8 @@ def test_where_runs_are_refused_frames_go_one_by_one_and_that_is_told_once(
 ) -> None:
     """The kernel itself refuses: UDP_SEGMENT on a socket without checksums is EINVAL (udp_send_skb)."""
 
-    def without_checksum(tunnel: Tunnel) -> socket.socket:
-        return sockets.open_socket(replace(tunnel, udp_checksum=False))
+    def without_checksum(tunnel: Tunnel, send_buffer: int) -> socket.socket:
+        return sockets.open_socket(replace(tunnel, udp_checksum=False), send_buffer)
 
     monkeypatch.setattr(segments.SegmentEgress.__init__, "__defaults__", (without_checksum,))
     tool = tool_to(receiver)
@@ -124,7 +124,7 @@ def test_a_full_socket_costs_counted_frames_and_what_arrives_was_delivered(
 ) -> None:
     near, far = unix_pair
     monkeypatch.setattr(segments, "PORT_BUFFER_BYTES", 20_000)
-    monkeypatch.setattr(segments.SegmentEgress.__init__, "__defaults__", (lambda tunnel: near.dup(),))
+    monkeypatch.setattr(segments.SegmentEgress.__init__, "__defaults__", (lambda tunnel, send_buffer: near.dup(),))
     monkeypatch.setattr(segments.SegmentEgress, "_look", lambda self: 0)  # it knows no runs
     tool = gre_tool(0, "gre-udp", backend="segment")
     sender = Sender(tool)
@@ -236,7 +236,7 @@ def test_a_kernel_that_says_einval_of_a_narrower_path_still_has_runs(receiver: s
 def test_sockets_that_cannot_all_be_opened_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[socket.socket] = []
 
-    def third_fails(tunnel: Tunnel) -> socket.socket:
+    def third_fails(tunnel: Tunnel, send_buffer: int) -> socket.socket:
         if len(opened) == 2:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         opened.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

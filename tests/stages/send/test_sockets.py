@@ -142,7 +142,7 @@ def sender_to(near: socket.socket, *tools: Tool, monkeypatch: pytest.MonkeyPatch
     """A sender whose tunnels end in `near`: full, or without anybody at the other end, when the test wants it."""
     if room_bytes:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
-    monkeypatch.setattr(sockets.SocketEgress.__init__, "__defaults__", (lambda tunnel: near.dup(),))
+    monkeypatch.setattr(sockets.SocketEgress.__init__, "__defaults__", (lambda tunnel, send_buffer: near.dup(),))
     return Sender(*tools)
 
 
@@ -219,7 +219,7 @@ def test_a_socket_that_refuses_everything_is_given_up_and_opened_again_later(uni
     nobody.close()
     opened_at: list[int] = []
 
-    def open_again(tunnel: Tunnel) -> socket.socket:
+    def open_again(tunnel: Tunnel, send_buffer: int) -> socket.socket:
         opened_at.append((now[0] - start) // 1_000_000)
         if len(opened_at) == 1:
             return dead
@@ -252,7 +252,7 @@ def test_a_socket_that_refuses_everything_is_given_up_and_opened_again_later(uni
 def test_a_socket_that_cannot_be_opened_costs_its_own_frames_only(
     number: int, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(tunnel: Tunnel) -> socket.socket:
+    def refuse(tunnel: Tunnel, send_buffer: int) -> socket.socket:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(sockets.SocketEgress.__init__, "__defaults__", (refuse,))

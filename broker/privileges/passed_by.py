@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-import time
 
 from broker.core.netlink import NETFILTER, ROUTE, XFRM, attributes, dump
-
-LOOK_EVERY_NS = 250_000_000
 
 _GET_CHAIN, _GET_POLICY = 10 << 8 | 4, 0x15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETCHAIN; XFRM_MSG_GETPOLICY
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _HOOK_NUMBER = 1, 3, 4, 1  # NFTA_*
@@ -64,21 +61,6 @@ def _routing() -> str:
             if not attributes(answer, _RULE_BYTES).keys().isdisjoint(_ABOUT_PORTS):
                 return "there are routing rules by protocol or port"
     return ""
-
-
-class Rules:
-    """The same for all tools of a worker, for as long as it runs: IPsec has its policies when the other end answers, a firewall may be
-    started after us."""
-
-    def __init__(self) -> None:
-        self._due_ns = 0
-        self._found = ""
-
-    def now(self) -> str:
-        if time.monotonic_ns() >= self._due_ns:
-            self._found = rules_passed_by()
-            self._due_ns = time.monotonic_ns() + LOOK_EVERY_NS
-        return self._found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,121 @@
+"""The opener: the one process of a pipeline that has capabilities. It does `orders` for the others and knows nothing of configurations.
+
+``python -I -m broker.privileges.opener --pipeline NAME``, started by the supervisor, which then gives up its own. Standard input is a
+socket to the supervisor (SOCK_SEQPACKET):
+
+| comes | then |
+|---|---|
+| {path} with a descriptor | that is the socket to listen on, and where it is: every process of the pipeline reaches it, and no other user |
+| anything without | it ends |
+| the end | it goes on: the data path outlives its control. It ends when its socket has gone from where it was, or is another's |
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+import msgpack
+
+from broker.privileges import capabilities, orders, sandbox
+from broker.privileges.asking import MESSAGE_BYTES
+
+LOOK_S = 1.0
+REQUEST_S = 0.5
+"""Who connects and says nothing is hung up on."""
+_ORDERS = {
+    "open_socket": orders.open_socket,
+    "open_tap": orders.open_tap,
+    "dedicate": orders.dedicate,
+    "release": orders.release,
+    "rules_passed_by": orders.rules_passed_by,
+}
+_MAKES = ("open_socket", "open_tap")  # a descriptor
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m broker.privileges.opener")
+    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--keep", required=True, type=int, nargs="*", help="numbers of capabilities")
+    arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # those meant for the supervisor's terminal or group
+    capabilities.keep(arguments.keep)
+    capabilities.hide_memory()
+    sandbox.enter("opener")
+    serve(socket.socket(fileno=sys.stdin.fileno()))
+    return 0
+
+
+def serve(control: socket.socket) -> None:
+    """Until told to end, or until nobody can reach it any more."""
+    listener: socket.socket | None = None
+    path, number = "", 0
+    while True:
+        poller = select.poll()
+        for one in (control, listener):
+            if one is not None and one.fileno() >= 0:
+                poller.register(one, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(LOOK_S * 1000)}
+        if control.fileno() in ready:
+            raw, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
+            if fds:
+                listener = socket.socket(fileno=fds[0])
+                listener.setblocking(False)
+                path = str(msgpack.unpackb(raw)["path"])
+                number = _number(path)
+            elif raw or listener is None:
+                return
+            else:
+                control.close()
+        if listener is not None and listener.fileno() in ready:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(REQUEST_S)
+                    answer(connection)
+        if control.fileno() < 0 and listener is not None and _number(path) != number:
+            return
+
+
+def _number(path: str) -> int:
+    """Of the inode that it leads to; 0: to none."""
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def answer(connection: socket.socket) -> None:
+    """One order. What cannot be understood is refused with EINVAL."""
+    made = -1
+    try:
+        request = msgpack.unpackb(connection.recv(MESSAGE_BYTES))
+        do = request.pop("do")
+        value: Any = _ORDERS[do](**request)  # type: ignore[operator]
+        if do in _MAKES:
+            made = value.detach() if isinstance(value, socket.socket) else value
+            socket.send_fds(connection, [msgpack.packb({"errno": 0})], [made])
+        else:
+            connection.send(msgpack.packb({"errno": 0, "value": value}))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            connection.send(msgpack.packb({"errno": error.errno or errno.EIO}))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error, msgpack.UnpackException):
+        with contextlib.suppress(OSError):
+            connection.send(msgpack.packb({"errno": errno.EINVAL}))
+    finally:
+        if made >= 0:
+            os.close(made)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

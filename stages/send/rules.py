@@ -1,0 +1,24 @@
+"""The rules that a packet socket would go past, looked for now and then: they may come later than the tool."""
+
+from __future__ import annotations
+
+import time
+
+from broker.privileges.asking import rules_passed_by
+
+LOOK_EVERY_NS = 250_000_000
+
+
+class Rules:
+    """The same for all tools of a worker, for as long as it runs: IPsec has its policies when the other end answers, a firewall may be
+    started after us."""
+
+    def __init__(self) -> None:
+        self._due_ns = 0
+        self._found = ""
+
+    def now(self) -> str:
+        if time.monotonic_ns() >= self._due_ns:
+            self._found = rules_passed_by()
+            self._due_ns = time.monotonic_ns() + LOOK_EVERY_NS
+        return self._found
