@@ -186,6 +186,9 @@ VERDICT = np.dtype(
     align=True,
 )
 
+SOURCE_FINE, SOURCE_ABSENT, SOURCE_DOWN, SOURCE_NO_LINK, SOURCE_FAILED = range(5)
+"""source_trouble of capture: why nothing can come of an input, as its worker sees it."""
+
 CAUSE_FORWARDED = 0  # at least one tool
 CAUSE_FILTERED = 1  # no map passed it and there is no collector
 CAUSE_RULE = 2  # a drop rule decided and nobody else wanted it

@@ -78,6 +78,7 @@ COUNTERS: tuple[Counter, ...] = (
         ("untracked_packets", "packets", "of senders for which there was no room in the table: received, but not measured"),
         ("sender_restarts", "times", "a sender began to number its packets anew"),
         ("loop_trips", "times", "the loop breaker has opened"),
+        ("source_trouble", "-", "0: none; 1: no such interface; 2: it is down; 3: it has no link; 4: a file could not be read to its end"),
     ),
     *_rows(
         "filter", "", False,

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from broker.core.layout import SOURCE_ABSENT, SOURCE_DOWN, SOURCE_FINE, SOURCE_NO_LINK
 from broker.core.model import Input, Lane
 from broker.privileges import asking
-from stages.capture.errors import AbsentError, SourceError
+from stages.capture.errors import AbsentError, DownError, SourceError
 from stages.capture.socket_filter import REJECT_ALL, TAKE_ALL
 
 _SOL_PACKET, _ETH_P_ALL = 263, 0x0003
@@ -32,7 +33,7 @@ _ADD_MEMBERSHIP, _RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 1,
 _TPACKET_V3, _MR_PROMISC, _FANOUT_HASH = 2, 1, 0
 _STATUS, _USER = 8, 1  # tpacket_block_desc: block_status
 _SO_ATTACH_FILTER, _INSTRUCTION_BYTES = 26, 8
-_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+_SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40  # linux/sockios.h, linux/if.h
 
 BLOCK_BYTES = 256 * 1024  # larger ones fall out of the second-level cache; a super-frame has 64 KiB
 _MIN_BLOCK_BYTES = 128 * 1024
@@ -62,8 +63,8 @@ class PacketSocket:
             self._set_up(input_, lane, program)
         except OSError as error:
             self._socket.close()
-            absent = error.errno in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
-            raise (AbsentError if absent else SourceError)(self.name, None, _in_words(error)) from None
+            told = {errno.ENODEV: AbsentError, errno.ENXIO: AbsentError, errno.ENETDOWN: DownError}.get(error.errno or 0, SourceError)
+            raise told(self.name, None, _in_words(error)) from None
         except SourceError:
             self._socket.close()
             raise
@@ -93,19 +94,19 @@ class PacketSocket:
             number = socket.if_nametoindex(self.name)
         except OSError:
             raise AbsentError(self.name, None, "there is no such interface") from None
-        if not self.is_up:
-            raise AbsentError(self.name, None, "the interface is down")
+        if self._trouble_of(self.name) == SOURCE_DOWN:
+            raise DownError(self.name, None, "the interface is down")
         return number
 
-    @property
-    def is_up(self) -> bool:
-        """By its name; False if the name is gone."""
+    def _trouble_of(self, name: str) -> int:
         try:
-            answer = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, struct.pack("16sH14x", self.name.encode(), 0))
+            answer = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, struct.pack("16sH14x", name.encode(), 0))
         except OSError:
-            return False
+            return SOURCE_ABSENT
         (flags,) = struct.unpack_from("H", answer, 16)
-        return bool(flags & _IFF_UP)
+        if not flags & _IFF_UP:
+            return SOURCE_DOWN
+        return SOURCE_FINE if flags & _IFF_RUNNING else SOURCE_NO_LINK
 
     def attach(self, program: bytes) -> None:
         """sock_filter[], which replaces the filter that is there. OSError when the kernel refuses it.
@@ -150,10 +151,18 @@ class PacketSocket:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     @property
-    def is_attached(self) -> bool:
-        """The interface still exists, under whatever name, in this namespace."""
+    def attached_to(self) -> str:
+        """The name that the interface has now; empty: it does not exist any more in this namespace."""
         address: Any = self._socket.getsockname()
-        return bool(address[0])
+        return str(address[0])
+
+    @property
+    def trouble(self) -> int:
+        """SOURCE_* of the interface. One that is renamed is followed, until another takes the name that we were told."""
+        now = self.attached_to
+        if now != self.name and self._trouble_of(self.name) != SOURCE_ABSENT:
+            return SOURCE_ABSENT
+        return self._trouble_of(now) if now else SOURCE_ABSENT
 
     def close(self) -> None:
         self._memory.close()
