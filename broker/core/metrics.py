@@ -44,8 +44,8 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     *_rows(
         "capture", "", False,
-        ("source_file", "index", "position of the source after the last published block: which file"),
-        ("source_at", "bytes", "position of the source after the last published block: where in it"),
+        ("source_file", "index", "position of the source after the last published block: which file or socket"),
+        ("source_at", "bytes", "position of the source after the last published block: where in it (of a socket: kernel blocks)"),
         ("source_state_a", "-", "position of the source: for the source's own use"),
         ("source_state_b", "-", "position of the source: for the source's own use"),
     ),

@@ -1,4 +1,5 @@
-"""The opener: the one process of a pipeline that has capabilities. It does `orders` for the others and knows nothing of configurations.
+"""The opener: the one process of a pipeline that has capabilities. It does `orders` for the others, keeps sockets for those that may die
+(`kept`), and knows nothing of configurations.
 
 ``python -I -m broker.privileges.opener --pipeline NAME``, started by the supervisor, which then gives up its own. Standard input is a
 socket to the supervisor (SOCK_SEQPACKET):
@@ -27,6 +28,7 @@ import msgpack
 
 from broker.privileges import capabilities, orders, sandbox
 from broker.privileges.asking import MESSAGE_BYTES
+from broker.privileges.kept import Kept
 
 LOOK_S = 1.0
 REQUEST_S = 0.5
@@ -38,7 +40,7 @@ _ORDERS = {
     "release": orders.release,
     "rules_passed_by": orders.rules_passed_by,
 }
-_MAKES = ("open_socket", "open_tap")  # a descriptor
+_MAKES = ("open_socket", "open_tap", "find")  # a descriptor
 
 
 def main() -> int:
@@ -59,6 +61,7 @@ def serve(control: socket.socket) -> None:
     """Until told to end, or until nobody can reach it any more."""
     listener: socket.socket | None = None
     path, number = "", 0
+    kept = Kept()
     while True:
         poller = select.poll()
         for one in (control, listener):
@@ -81,7 +84,7 @@ def serve(control: socket.socket) -> None:
                 connection, _ = listener.accept()
                 with connection:
                     connection.settimeout(REQUEST_S)
-                    answer(connection)
+                    answer(connection, kept)
         if control.fileno() < 0 and listener is not None and _number(path) != number:
             return
 
@@ -94,27 +97,37 @@ def _number(path: str) -> int:
         return 0
 
 
-def answer(connection: socket.socket) -> None:
+def answer(connection: socket.socket, kept: Kept) -> None:
     """One order. What cannot be understood is refused with EINVAL."""
-    made = -1
+    fds: list[int] = []
     try:
-        request = msgpack.unpackb(connection.recv(MESSAGE_BYTES))
+        raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+        request = msgpack.unpackb(raw)
         do = request.pop("do")
-        value: Any = _ORDERS[do](**request)  # type: ignore[operator]
+        if do == "keep":
+            request["fd"] = fds[0]
+        value: Any = (_ORDERS[do] if do in _ORDERS else _of_kept(kept)[do])(**request)  # type: ignore[operator]
         if do in _MAKES:
-            made = value.detach() if isinstance(value, socket.socket) else value
-            socket.send_fds(connection, [msgpack.packb({"errno": 0})], [made])
+            fds.append(value.detach() if isinstance(value, socket.socket) else value)
+            socket.send_fds(connection, [msgpack.packb({"errno": 0})], fds[-1:])
         else:
             connection.send(msgpack.packb({"errno": 0, "value": value}))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            connection.send(msgpack.packb({"errno": error.errno or errno.EIO}))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error, msgpack.UnpackException):
-        with contextlib.suppress(OSError):
-            connection.send(msgpack.packb({"errno": errno.EINVAL}))
+        _refuse(connection, error.errno or errno.EIO)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error, msgpack.UnpackException):
+        _refuse(connection, errno.EINVAL)
     finally:
-        if made >= 0:
-            os.close(made)
+        for fd in fds:
+            os.close(fd)
+
+
+def _of_kept(kept: Kept) -> dict[str, Any]:
+    return {"keep": kept.keep, "find": kept.find, "drop": kept.drop, "list": kept.list}
+
+
+def _refuse(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(msgpack.packb({"errno": number}))
 
 
 if __name__ == "__main__":

@@ -166,14 +166,14 @@ def number_of(frame: bytes) -> int:
 
 
 def test_after_kill_9_of_the_supervisor_the_traffic_goes_on_and_the_next_takes_over(tmp_path: Path, source: Path):
-    config = write_config(tmp_path / "c.yaml", source, to=tmp_path / "out.pcap", pace=5000)
+    config = write_config(tmp_path / "c.yaml", source, to=tmp_path / "out.pcap", pace=2000)
     with running(config, tmp_path) as broker:
         under_way(broker, 1)
         pids, at = broker.pids(), broker.cursor("send")
         broker.process.kill()
         broker.process.wait()
         until(lambda: broker.cursor("send") > at + 2, "traffic to go on without a supervisor")
-        write_config(config, source, to=tmp_path / "out.pcap", pace=5000, expression="udp port 1000")
+        write_config(config, source, to=tmp_path / "out.pcap", pace=2000, expression="udp port 1000")
         with running(config, tmp_path, broker.name) as second:
             until(lambda: second.events("reloaded"), "the file to be applied as a reload")
             assert second.events("pipeline_adopted")[0]["workers"] == 4
