@@ -239,7 +239,6 @@ class Session:
             return ""
         for w, book in books.items():
             if book.given_up:
-                self.problems.append(f"{w}: {book.given_up}")
                 return "worker given up"
             if self.options.give_up_after and book.failures >= self.options.give_up_after:
                 self.problems.append(f"{w} died {book.failures} times in a row")
@@ -290,6 +289,7 @@ class Session:
         if self._loading is not None:
             self._loading.wait(LOADING_S)
         self.prober.close()
+        self.problems += [f"{w}: {book.given_up}" for w, book in self.crew.books().items() if book.given_up]
         killed = self.crew.kill_all() if not self.options.external_stages else []
         if killed:
             self.log.error("workers_killed", workers=[str(w) for w in killed])
