@@ -22,7 +22,7 @@ from broker.supervisor.companions import MODULE as COMPANIONS
 from broker.supervisor.opener import MODULE as OPENER
 from broker.supervisor.processes import belongs, find
 from stages import cache
-from tests.cli.tapmesh import Broker, running, tapmesh, unique_name
+from tests.cli.tapmesh import Broker, running, started, tapmesh, unique_name
 from tests.live.test_veth import Receiver, Wires, send, wires  # noqa: F401 - a fixture
 from tests.netns import needs_root
 from tests.packets import udp_frame
@@ -134,6 +134,53 @@ def test_started_by_root_it_is_another_user_and_captures(wires: Wires, nobodys: 
             assert found["Uid"].split() == found["Gid"].split() == [str(NOBODY)] * 4, found["Name"]
             assert int(found["CapPrm"], 16) == (NET_RAW | NET_ADMIN if pid in openers(broker.name) else 0), found["Name"]
         assert (nobodys / "flows.json").stat().st_uid == NOBODY
+        assert broker.stop() == 0, broker.stderr
+
+
+@pytest.fixture
+def interpreter(nobodys: Path) -> Path:
+    """As in deploy/container: a copy of the interpreter that gives CAP_NET_RAW to whoever starts it."""
+    if shutil.which("setcap") is None:
+        pytest.skip("setcap is not installed (Debian: libcap2-bin)")
+    environment = Path(sys.prefix)
+    (nobodys / "bin").mkdir()
+    shutil.copy(environment / "pyvenv.cfg", nobodys / "pyvenv.cfg")
+    (nobodys / "lib").symlink_to(environment / "lib")
+    made = Path(shutil.copy(Path(sys.executable).resolve(), nobodys / "bin" / "python3"))
+    subprocess.run(["setcap", "cap_net_raw+ep", made], check=True)
+    return made
+
+
+def test_in_a_container_it_is_nobody_and_captures_with_net_raw_alone(
+    wires: Wires,  # noqa: F811
+    nobodys: Path,
+    interpreter: Path,
+    tmp_path: Path,
+) -> None:
+    config = config_in(nobodys)
+    config.chmod(0o644)
+    container = [
+        "setpriv",
+        "--reuid",
+        str(NOBODY),
+        "--regid",
+        str(NOBODY),
+        "--clear-groups",
+        "--bounding-set=-all,+net_raw",
+        "--inh-caps=-all",
+    ]
+    name = unique_name()
+    with contextlib.ExitStack() as stack:
+        with wires.b.inside():
+            command = [*container, str(interpreter), "-I", "-m", "broker.cli.main"]
+            broker = stack.enter_context(started(["run", "--config", config, "--name", name], name, tmp_path, command=command))
+        until(lambda: broker.events("pipeline_up") or broker.process.poll() is not None, "all workers to be up")
+        receiver = Receiver(wires.c, socket.AF_INET)
+        stack.callback(receiver.socket.close)
+        arrives(wires, receiver, 20)
+        (opener,) = openers(name)
+        held = {pid: int(status(pid)["CapPrm"], 16) for pid in (broker.process.pid, opener, *find(name))}
+        assert {pid: mask for pid, mask in held.items() if mask} == {opener: NET_RAW}
         assert broker.stop() == 0, broker.stderr
 
 
