@@ -59,6 +59,7 @@ EVENTS = PROBE_EVENTS | {
     "topology_changed": "what runs has other rings than the file asks for; it is drained first",
     "worker_died": "a worker ended without being asked; it is started again after the back-off",
     "worker_drained": "a worker has finished what was ready and ended",
+    "worker_found": "a worker that a former supervisor or host had just started runs; it is watched from now on",
     "worker_given_up": "a worker cannot work as it is configured and is not started again",
     "worker_gone": "a worker that others start and stop has ended",
     "worker_killed": "a worker had no heartbeat and was killed",
