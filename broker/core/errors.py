@@ -29,6 +29,10 @@ class DamagedError(PipelineError):
     """The shared memory of a pipeline says what nobody of it writes: something else has written there, or a bug of ours."""
 
 
+class VersionError(PipelineError):
+    """It is another version's, which alone can read it."""
+
+
 class WorkerRunningError(PipelineError):
     """Another process is this worker."""
 

@@ -28,6 +28,9 @@ from broker.core.generations import read_generation
 from broker.core.model import Config, Tool
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
 
+VERSION = 1
+"""Of the file: `{version, tools: {name: number}}`, msgpack."""
+
 
 def numbers_path(name: str) -> Path:
     directory = pipeline_directory(name)
@@ -44,7 +47,7 @@ def keep(pipeline: Pipeline, config: Config) -> None:
     scratch = path.with_suffix(".numbers-new")
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as file:
-        file.write(msgpack.packb(numbers))
+        file.write(msgpack.packb({"version": VERSION, "tools": numbers}))
     scratch.rename(path)
 
 
@@ -57,16 +60,19 @@ def keep_of_dead(name: str) -> None:
 
 
 def restore(pipeline: Pipeline, config: Config, log: Any) -> None:
-    """Before any worker starts. A file that is damaged is told and not believed."""
+    """Before any worker starts. A file that is damaged, or another version's, is told and not believed."""
     path = numbers_path(pipeline.name)
     try:
-        numbers = msgpack.unpackb(path.read_bytes())
+        content = msgpack.unpackb(path.read_bytes())
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}, here {VERSION}")
+        numbers = content["tools"]
         found = {tool.slot: int(numbers.get(tool.name, 0)) for tool in config.tools if _is_numbered(tool)}
         for slot, number in found.items():
             pipeline.tool_sequence[slot] = number
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError, OverflowError, msgpack.UnpackException) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError, msgpack.UnpackException) as error:
         log.warning("numbers_lost", file=str(path), reason=str(error) or type(error).__name__)
         return
     log.info("numbers_go_on", tools=len(found))
