@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,8 @@ class Killer:
 
     def _worker(self, kind: str) -> Callable[[], None]:
         worker = self.chance.randrange(self.run.broker.pipeline().lanes[0].geometry.count(kind))
+        if kind == "send":
+            in_a_block(self.run.broker.row(kind, worker))
         old = self.run.broker.kill(kind, worker)
         return lambda: self.run.broker.wait_again(kind, old, worker)
 
@@ -135,6 +138,13 @@ class Killer:
             until(lambda: kept_of(self.run.name) == {"capture-0"}, "the opener to keep capture's socket")
 
         return wait
+
+
+def in_a_block(row: Any) -> None:
+    """Come back as soon as a send worker has begun to hand over frames: most of its time it has none in hand."""
+    before, end = int(row["progress"]), time.monotonic() + 1
+    while int(row["progress"]) == before and time.monotonic() < end:
+        pass
 
 
 def live_run(wires: Wires, directory: Path, chance: random.Random, rounds: int, tell: Callable[[str], None]) -> dict[str, list[float]]:  # noqa: F811
