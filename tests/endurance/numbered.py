@@ -1,9 +1,10 @@
 """Numbered, checksummed packets: a process that sends them at a steady rate, one that receives them out of GRE, and what was received.
 
-    python -m tests.endurance.numbered send INTERFACE RATE TALLY        in the namespace of who sends
+    python -m tests.endurance.numbered send INTERFACE RATE MAC TALLY    in the namespace of who sends
     python -m tests.endurance.numbered receive RECORDS TALLY            in the namespace of the tool
 
-Both end with SIGTERM. TALLY is int64[2], mapped: how many, and how many of them were broken. RECORDS is RECORD[n]. Nothing here is the
+Both end with SIGTERM. With a MAC packets are sent to it in GRE, from 10.98.0.1 to 10.98.0.2; with `-` as they are.
+TALLY is int64[2], mapped: how many, and how many of them were broken. RECORDS is RECORD[n]. Nothing here is the
 broker's: the outer header is read by RFC 2784 and 2890, the inner frame is known by its CRC-32.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.packets import udp_frame
+from tests.packets import GRE, ethernet, gre, ipv4, udp_frame
 
 N_FLOWS = 50
 _TAIL = struct.Struct("!HQI")  # flow, number, CRC-32 of all before
@@ -38,6 +39,13 @@ def templates() -> list[bytes]:
         frame[40:42] = b"\0\0"
         made.append(bytes(frame[: -_TAIL.size]))
     return made
+
+
+def outer(mac: str, known: list[bytes]) -> list[bytes]:
+    """What goes before a frame of each flow."""
+    if mac == "-":
+        return [b""] * len(known)
+    return [ethernet(ipv4("10.98.0.1", "10.98.0.2", GRE, gre(bytes(len(head) + _TAIL.size))), destination=mac)[:38] for head in known]
 
 
 def frame(known: list[bytes], number: int) -> bytes:
@@ -76,16 +84,17 @@ class Tally:
         self._words[0], self._words[1] = n, n_broken
 
 
-def send(interface: str, rate: int, tally: Tally, stopped: list[int]) -> None:
+def send(interface: str, rate: int, mac: str, tally: Tally, stopped: list[int]) -> None:
     """Until stopped; what cannot be sent is broken."""
     known, number, n_broken = templates(), 0, 0
+    before = outer(mac, known)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
         wire.bind((interface, 0))
         begun = time.monotonic()
         while not stopped:
             for _ in range(BURST):
                 try:
-                    wire.send(frame(known, number))
+                    wire.send(before[number * 7 % N_FLOWS] + frame(known, number))
                 except OSError:
                     n_broken += 1
                 number += 1
@@ -151,7 +160,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     what, *words = sys.argv[1:]
     if what == "send":
-        send(words[0], int(words[1]), Tally(Path(words[2])), stopped)
+        send(words[0], int(words[1]), words[2], Tally(Path(words[3])), stopped)
     else:
         receive(Path(words[0]), Tally(Path(words[1])), stopped)
 
