@@ -1,0 +1,14 @@
+"""How much an endurance test does: bounded in CI, at length behind `make endurance`, and what TAPMESH_N_<NAME> says before both."""
+
+from __future__ import annotations
+
+import os
+
+LONG = os.environ.get("TAPMESH_LENGTH") == "1"
+
+
+def size(name: str, ci: int, length: int) -> int:
+    given = os.environ.get(f"TAPMESH_N_{name.upper()}")
+    if given:
+        return int(given)
+    return length if LONG else ci
