@@ -145,8 +145,8 @@ class State:
     def forget(self) -> None:
         """Everything that is true of one policy only.
 
-        Pages that were touched are kept: to touch one for the first time takes up to 2 us, more than all else that is done for a packet. The
-        memo is touched here, because packets of new kinds are all over it: who sends such could else make the filter ten times as slow.
+        Pages that were touched are kept: to touch one for the first time takes up to 2 us, more than all else that is done for a packet.
+        The memo is touched here, because packets of new kinds are all over it: who sends such could else make the filter ten times as slow.
         """
         for name, used in (("memo_at", self._memo_bytes()), ("index_at", self._parts["index_at"][1] if self._words[_N_OUTCOMES] else 0)):
             at = self._parts[name][0]
