@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -33,6 +32,9 @@ from broker.core.model import (
     Tunnel,
 )
 
+MOST_BYTES = 32 << 20
+"""Of a configuration file; ten thousand rules take 1 MB."""
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """The configuration in the file `path`, slots assigned. ConfigErrors tells all its mistakes; that it cannot be read is one.
@@ -41,7 +43,10 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     """
     name = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigErrors([(Place(name, 1, 1), "", f"is longer than {MOST_BYTES:,} bytes, which is no configuration")])
         text = content.decode()
     except OSError as error:
         raise ConfigErrors([(Place(name, 1, 1), "", f"cannot be read: {error.strerror}")]) from None

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgpack
 
+from broker.core.messages import MessageError, unpack_map
 from broker.privileges import capabilities, orders, sandbox
 from broker.privileges.asking import MESSAGE_BYTES
 
@@ -70,7 +71,7 @@ def serve(control: socket.socket) -> None:
             if fds:
                 listener = socket.socket(fileno=fds[0])
                 listener.setblocking(False)
-                path = str(msgpack.unpackb(raw)["path"])
+                path = unpack_map(raw, path=str)["path"]
                 number = _number(path)
             elif raw or listener is None:
                 return
@@ -98,8 +99,10 @@ def answer(connection: socket.socket) -> None:
     """One order. What cannot be understood is refused with EINVAL."""
     made = -1
     try:
-        request = msgpack.unpackb(connection.recv(MESSAGE_BYTES))
+        request = unpack_map(connection.recv(MESSAGE_BYTES), do=str)
         do = request.pop("do")
+        if any(type(value) not in (int, str) or (type(value) is str) != (name == "name") for name, value in request.items()):
+            raise MessageError("all arguments are numbers but the name")
         value: Any = _ORDERS[do](**request)  # type: ignore[operator]
         if do in _MAKES:
             made = value.detach() if isinstance(value, socket.socket) else value
@@ -109,7 +112,7 @@ def answer(connection: socket.socket) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             connection.send(msgpack.packb({"errno": error.errno or errno.EIO}))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error, msgpack.UnpackException):
+    except (MessageError, ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error):
         with contextlib.suppress(OSError):
             connection.send(msgpack.packb({"errno": errno.EINVAL}))
     finally:
