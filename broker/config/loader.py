@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from broker.config import flows, packet, schema, shaping, tools
 from broker.config.checks import check
-from broker.config.document import Document, Error, read_document
+from broker.config.document import MAX_ERRORS, Document, Error, read_document
 from broker.config.flow_files import check_secrets
 from broker.config.lanes import MAX_SHAPED_BYTES, geometry, lanes
 from broker.config.messages import told
@@ -89,7 +89,7 @@ def _validated(document: Document) -> tuple[schema.Whole | None, list[Error]]:
     try:
         return schema.Whole.model_validate(document.value), []
     except ValidationError as error:
-        found = [told(document, details) for details in error.errors(include_url=False)]
+        found = [told(document, details) for details in error.errors(include_url=False)[:MAX_ERRORS]]
         return None, [e for e in found if e is not None]
 
 
