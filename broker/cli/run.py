@@ -57,6 +57,8 @@ def _become(user: str) -> None:
         raise TapmeshError(f"--user {user}: there is no such user") from None
     except OSError as error:
         raise TapmeshError(f"--user {user}: {error.strerror}; that takes root, or CAP_SETUID and CAP_SETGID") from None
+    if not os.access(sys.executable, os.X_OK):
+        raise TapmeshError(f"--user {user}: may not run {sys.executable}: install tapmesh where that user can reach it")
 
 
 def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, progress: Progress) -> Outcome:

@@ -23,10 +23,14 @@ from typing import Any
 
 import msgpack
 
-from broker.core.errors import PipelineError
+from broker.core import messages
+from broker.core.errors import PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.model import Config, Tool
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
+
+MOST_BYTES = 1 << 16
+"""A name and a number for each tool."""
 
 
 def numbers_path(name: str) -> Path:
@@ -60,13 +64,13 @@ def restore(pipeline: Pipeline, config: Config, log: Any) -> None:
     """Before any worker starts. A file that is damaged is told and not believed."""
     path = numbers_path(pipeline.name)
     try:
-        numbers = msgpack.unpackb(path.read_bytes())
+        numbers = messages.unpack_map(messages.read_file(path, MOST_BYTES))
         found = {tool.slot: int(numbers.get(tool.name, 0)) for tool in config.tools if _is_numbered(tool)}
         for slot, number in found.items():
             pipeline.tool_sequence[slot] = number
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError, OverflowError, msgpack.UnpackException) as error:
+    except (TapmeshError, ValueError, TypeError, OverflowError) as error:
         log.warning("numbers_lost", file=str(path), reason=str(error) or type(error).__name__)
         return
     log.info("numbers_go_on", tools=len(found))
