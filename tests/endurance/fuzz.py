@@ -8,13 +8,17 @@ What ends it is in .cache/fuzz/TARGET.found.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import random
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.endurance.fuzz_targets import TARGETS, Target
+if TYPE_CHECKING:
+    from tests.endurance.fuzz_targets import Target
 
 KEPT = Path(__file__).resolve().parents[2] / ".cache" / "fuzz"
 _PIECES = (
@@ -88,7 +92,6 @@ def guided(name: str, target: Target, seconds: int) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(target.seeds()):
         (corpus / f"seed-{number}").write_bytes(data)
-    atheris.instrument_all()
     arguments = [
         f"-max_total_time={seconds}",
         "-timeout=20",
@@ -101,15 +104,19 @@ def guided(name: str, target: Target, seconds: int) -> None:
 
 
 def main(name: str, what: str) -> int:
+    has_guide = importlib.util.find_spec("atheris") is not None
+    watched: Any = contextlib.nullcontext()
+    if has_guide:
+        import atheris
+
+        watched = atheris.instrument_imports(include=["broker", "stages"])
+    with watched:
+        from tests.endurance.fuzz_targets import TARGETS
     target = TARGETS[name]
     if not what.isdigit():
         target.run(Path(what).read_bytes())
         return 0
-    try:
-        import atheris  # noqa: F401
-    except ImportError:
-        pass
-    else:
+    if has_guide:
         guided(name, target, int(what))
     KEPT.mkdir(parents=True, exist_ok=True)
     try:
