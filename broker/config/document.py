@@ -112,7 +112,7 @@ def read_document(text: str, file: str) -> Document:
     try:
         try:
             _compose(document, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, UnicodeEncodeError):
             # The parser in C is 8 times faster; the one in Python tells the same mistakes in the same words everywhere.
             document = Document(file, text)
             _compose(document, yaml.SafeLoader, to_the_end=False)

@@ -1,6 +1,6 @@
 """Damaged captures: at most a second and little memory each, the packets before the damage, and what is wrong with its offset.
 
-In CI as many as fit into 20 s of CPU time (the number is printed), 100,000 with `make endurance`.
+In CI as many as fit into 12 s of CPU time (the number is printed), 100,000 with `make endurance`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.stages.capture.writers import Pcapng, frame
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = size("hostile_files", 100_000, 100_000)
-SECONDS = 100_000 if LONG else 10  # of CPU time, of each process
+SECONDS = 100_000 if LONG else 6  # of CPU time, of each process
 SEEDS = (1, 2)
 
 
