@@ -151,7 +151,7 @@ class Session:
         """Look, decide, do. True: drained, or out of time."""
         self.prober.check()
         self.opener.check()
-        self.companions.tick(self.force.config.flows if self.force.config else None, now)
+        self.companions.tick(self.force.config.flows if self.force.config else None, now, self.watching_since_ns)
         if self.options.external_stages:
             self.crew.follow_rows()
         else:
