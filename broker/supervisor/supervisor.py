@@ -18,6 +18,7 @@ from broker.core import log as logs
 from broker.core.errors import TapmeshError
 from broker.core.model import Config
 from broker.supervisor import prepare
+from broker.supervisor.descriptors import raise_limit
 from broker.supervisor.exposition import exposition
 from broker.supervisor.health import health, ready
 from broker.supervisor.http import HttpServer
@@ -79,6 +80,7 @@ def supervise(config: Config, options: Options) -> Outcome:
     """
     log = logs.get(pipeline=options.name)
     with contextlib.ExitStack() as stack:
+        raise_limit()
         signals = stack.enter_context(Signals())
         stack.enter_context(hold(options.name))
         web = None

@@ -33,13 +33,15 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @contextlib.contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """To the last byte, until it ends."""
+def filled(disk: Path, *, free_bytes: int = 0) -> Iterator[None]:
+    """Until it ends; to the last page but for `free_bytes`."""
     filler = disk / "filler"
     try:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
+        if free_bytes:
+            os.truncate(filler, filler.stat().st_size - free_bytes)
         yield
     finally:
         filler.unlink()
