@@ -47,9 +47,13 @@ def keep(pipeline: Pipeline, config: Config) -> None:
         return
     scratch = path.with_suffix(".numbers-new")
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as file:
-        file.write(msgpack.packb(numbers))
-    scratch.rename(path)
+    try:
+        with open(fd, "wb") as file:
+            file.write(msgpack.packb(numbers))
+        scratch.rename(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def keep_of_dead(name: str) -> None:
