@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from broker.core.errors import PipelineError
+from broker.core.messages import read_file
 from broker.core.model import Config
 from broker.core.model_codec import from_bytes, to_bytes
 from broker.core.shm import map_file
@@ -23,13 +24,20 @@ def write_generation(directory: Path, number: int, config: Config, image: bytes)
         scratch.rename(directory / name)
 
 
+def forget_generation(directory: Path, number: int) -> None:
+    """What was written of one that nobody has been told of, whole or not: its room is needed."""
+    for part in ("policy", "rules", "generation"):
+        (directory / f"{part}-{number}").unlink(missing_ok=True)
+        (directory / f".{part}-{number}").unlink(missing_ok=True)
+
+
 def read_generation(directory: Path, number: int, *, rules: bool = True) -> Generation:
     """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it. The path stands still
     while its workers read: they want no `rules`, for the image has them."""
     path = directory / f"generation-{number}"
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_file(path)
+    except FileNotFoundError as error:
         raise PipelineError(f"{path}: {error.strerror}") from None
     config = from_bytes(content, rules=rules)
     image = map_file(directory / f"policy-{number}", writable=False)

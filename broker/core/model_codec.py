@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from broker.core.errors import PipelineError, VersionError
+from broker.core.messages import MessageError, unpack
 from broker.core.model import Config
 
 
@@ -27,9 +28,9 @@ def from_bytes(content: bytes, *, rules: bool = True) -> Config:
     """PipelineError when `content` is not what `to_bytes` of this version made. Without `rules` maps have none: ten thousand take half a
     second."""
     try:
-        plain = msgpack.unpackb(content, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise PipelineError(f"configuration of a generation: not msgpack: {error}") from None
+        plain = unpack(content)
+    except MessageError as error:
+        raise PipelineError(f"configuration of a generation: {error}") from None
     if not rules and isinstance(plain, dict) and isinstance(plain.get("maps"), list):
         plain["maps"] = [{**one, "rules": []} if isinstance(one, dict) else one for one in plain["maps"]]
     config: Config = _read(Config, plain, "config")

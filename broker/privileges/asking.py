@@ -18,6 +18,7 @@ from typing import Any
 
 import msgpack
 
+from broker.core.messages import MessageError, unpack_map
 from broker.privileges import orders
 
 SOCKET_NAME = "opener.sock"
@@ -159,9 +160,12 @@ def _ask(do: str, fd: int = -1, /, **arguments: Any) -> tuple[Any, int] | None:
             raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
         except (ConnectionError, FileNotFoundError):
             return None  # it is gone: the kernel says below what we may not do ourselves
-    answer = msgpack.unpackb(raw) if raw else {"errno": 0}
-    if answer["errno"]:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if not raw:
         return None
+    try:
+        answer = unpack_map(raw, errno=int)
+    except MessageError:
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from None
+    if answer["errno"]:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
     return answer.get("value"), fds[0] if fds else -1

@@ -7,7 +7,6 @@ before each block.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ import msgpack
 from broker.config.diff import diff
 from broker.config.lanes import SEGMENT_FRAMES, copies_in
 from broker.config.slots import Slots, assign_slots, remember
-from broker.core.errors import TapmeshError
+from broker.core import messages
+from broker.core.errors import PipelineError, TapmeshError
 from broker.core.flow_ring import name_exports
-from broker.core.generations import remove_generations_before, write_generation
+from broker.core.generations import forget_generation, remove_generations_before, write_generation
 from broker.core.model import Config
 from broker.core.rule_counts import create_rule_counts
 from broker.core.shm import Pipeline
@@ -34,15 +34,26 @@ Compile = Callable[[Config], bytes]
 def write_slots(directory: Path, slots: Slots) -> None:
     """Keep the names of all slots that were ever given, for the next supervisor and for who reads the counters."""
     scratch = directory / ".slots"
-    scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
-    scratch.rename(directory / "slots")
+    try:
+        scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
+        scratch.rename(directory / "slots")
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_slots(directory: Path) -> Slots:
-    """Empty when none were written yet."""
-    with contextlib.suppress(FileNotFoundError):
-        return Slots(**msgpack.unpackb((directory / "slots").read_bytes()))
-    return Slots()
+    """Empty when none were written yet. PipelineError: damaged."""
+    path = directory / "slots"
+    try:
+        parts = messages.unpack_map(messages.read_file(path), inputs=dict, tools=dict, maps=dict)
+    except FileNotFoundError:
+        return Slots()
+    except messages.MessageError as error:
+        raise messages.damaged(path, error) from None
+    if len(parts) != 3 or any(type(name) is not str or type(slot) is not int for part in parts.values() for name, slot in part.items()):
+        raise messages.damaged(path, "expected names and slots")
+    return Slots(**parts)
 
 
 def names_of(slots: Slots) -> Names:
@@ -103,7 +114,10 @@ class InForce:
             write_slots(directory, slots)
             if config.flows is not None:
                 name_exports(directory, [e.name for e in config.flows.exports] + (["store"] if config.flows.store else []))
-        except OSError as error:
+        except (OSError, PipelineError) as error:
+            forget_generation(directory, number)
+            if isinstance(error, PipelineError):
+                raise
             raise TapmeshError(f"{directory}: generation {number} cannot be written: {error.strerror}") from None
         self.config, self.slots = config, slots
         self.pipeline.header[0]["generation"] = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -96,13 +97,19 @@ class HostKeeper:
         if self._link is None:
             raise HostError("there is no stage host")
         answer = self._link.request(do="start", lane=worker.lane, kind=worker.kind, worker=worker.worker)
+        if type(answer.get("pid")) is not int:
+            raise HostError("the stage host does not say which process it has forked")
         return int(answer["pid"])
 
     def quit(self) -> None:
         """End it, and with it every worker that it still has."""
         if self._link is not None:
             try:
-                self._link.request(do="quit", force=True)
+                if self._link.ready:
+                    self._link.request(do="quit", force=True)
+                else:  # it answers nobody before its kernels are compiled, which another process does for it
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._link.process.pid, signal.SIGKILL)
             except HostError as error:
                 self.log.warning("host_killed", reason=str(error))
             self._link.reap(2.0)

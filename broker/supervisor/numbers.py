@@ -23,13 +23,16 @@ from typing import Any
 
 import msgpack
 
-from broker.core.errors import PipelineError
+from broker.core import messages
+from broker.core.errors import PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.model import Config, Tool
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
 
 VERSION = 1
 """Of the file: `{version, tools: {name: number}}`, msgpack."""
+MOST_BYTES = 1 << 16
+"""A name and a number for each tool."""
 
 
 def numbers_path(name: str) -> Path:
@@ -46,9 +49,13 @@ def keep(pipeline: Pipeline, config: Config) -> None:
         return
     scratch = path.with_suffix(".numbers-new")
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as file:
-        file.write(msgpack.packb({"version": VERSION, "tools": numbers}))
-    scratch.rename(path)
+    try:
+        with open(fd, "wb") as file:
+            file.write(msgpack.packb({"version": VERSION, "tools": numbers}))
+        scratch.rename(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def keep_of_dead(name: str) -> None:
@@ -63,16 +70,16 @@ def restore(pipeline: Pipeline, config: Config, log: Any) -> None:
     """Before any worker starts. A file that is damaged, or another version's, is told and not believed."""
     path = numbers_path(pipeline.name)
     try:
-        content = msgpack.unpackb(path.read_bytes())
-        if content["version"] != VERSION:
-            raise ValueError(f"version {content['version']}, here {VERSION}")
+        content = messages.unpack_map(messages.read_file(path, MOST_BYTES))
+        if content.get("version") != VERSION:
+            raise ValueError(f"version {content.get('version')}, here {VERSION}")
         numbers = content["tools"]
         found = {tool.slot: int(numbers.get(tool.name, 0)) for tool in config.tools if _is_numbered(tool)}
         for slot, number in found.items():
             pipeline.tool_sequence[slot] = number
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError, msgpack.UnpackException) as error:
+    except (TapmeshError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         log.warning("numbers_lost", file=str(path), reason=str(error) or type(error).__name__)
         return
     log.info("numbers_go_on", tools=len(found))

@@ -18,6 +18,7 @@ from broker.core.model import Config
 from broker.core.rule_counts import file_bytes
 from broker.core.shm import Pipeline, bytes_needed, create_pipeline, open_pipeline, pipeline_directory, remove_pipeline, shared_memory_root
 from broker.supervisor.companions import end_all
+from broker.supervisor.descriptors import check_descriptors
 from broker.supervisor.lock import AlreadyRunningError, hold
 from broker.supervisor.numbers import keep_of_dead
 from broker.supervisor.processes import attach, find
@@ -104,6 +105,7 @@ def create(name: str, config: Config) -> Pipeline:
     rules = file_bytes(sum(len(m.rules) for m in config.maps), len(plan), config.stages.filter)
     metered = [sizes for g in geometries if (sizes := flow_sizes(config, g))]
     flows = sum(flow_offsets(sizes).file_bytes for sizes in metered)
+    check_descriptors(len(config.tools), sum(len(g.workers) for g in geometries))
     check_room(shared_memory_root(), bytes_needed(geometries) + flows + 2 * rules, len(plan), config, flows)  # twice while a reload goes on
     try:
         pipeline = create_pipeline(name, geometries)

@@ -19,6 +19,7 @@ from broker.core import log as logs
 from broker.core.errors import TapmeshError, VersionError
 from broker.core.model import Config
 from broker.supervisor import foreign, prepare
+from broker.supervisor.descriptors import raise_limit
 from broker.supervisor.exposition import exposition
 from broker.supervisor.health import health, ready
 from broker.supervisor.http import HttpServer
@@ -28,10 +29,12 @@ from broker.supervisor.opener import Opener
 from broker.supervisor.probes import EVENTS as PROBE_EVENTS
 from broker.supervisor.session import Options, Outcome, Session
 from broker.supervisor.signals import Signals
+from broker.supervisor.troubles import dropped_records
 
 EVENTS = PROBE_EVENTS | {
     "companion_died": "the exporter or the store of flow records ended without being asked; it is started again after the back-off",
     "companion_given_up": "it cannot work as it is configured and is not started again, before a reload",
+    "companion_killed": "the exporter or the store of flow records did not go on and was killed",
     "companion_started": "the exporter or the store of flow records has been started",
     "companion_stopped": "the configuration in force has no need of it any more",
     "companions_killed": "they were still there when the time to hand over was over",
@@ -81,6 +84,7 @@ def supervise(config: Config, options: Options) -> Outcome:
     """
     log = logs.get(pipeline=options.name)
     with contextlib.ExitStack() as stack:
+        raise_limit()
         signals = stack.enter_context(Signals())
         stack.enter_context(hold(options.name))
         web = None
@@ -175,7 +179,8 @@ def _made_anew(config: Config, options: Options, signals: Signals, opener: Opene
 
 def _report(outcome: Outcome, log: Any) -> None:
     ledger = outcome.ledger
-    write = log.info if ledger.balanced and not ledger.in_flight else log.error
+    dropped = dropped_records(outcome.snapshot.exports)
+    write = log.error if not ledger.balanced or ledger.in_flight else log.warning if dropped else log.info
     exports = {row["name"]: {key: row[key] for key in TOLD_OF_EXPORTS} for row in outcome.snapshot.exports}
     write(
         "ledger_closed",
@@ -184,4 +189,5 @@ def _report(outcome: Outcome, log: Any) -> None:
         in_flight=ledger.in_flight,
         ledger=ledger.as_json(rules=False),
         **({"exports": exports} if exports else {}),
+        **({"dropped": dropped} if dropped else {}),
     )

@@ -104,7 +104,8 @@ def test_only_the_opener_has_capabilities_and_every_process_is_in_its_role(wires
 @pytest.fixture
 def nobodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of user nobody, with kernels that it may use."""
-    asked = [sys.executable, "-I", "-c", "import broker.cli.main"]
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-c', 'import broker.cli.main'], check=True)"
+    asked = [sys.executable, "-I", "-c", again]
     if subprocess.run(["setpriv", "--reuid", str(NOBODY), "--clear-groups", *asked], capture_output=True, check=False).returncode:
         pytest.skip(f"user nobody cannot reach the interpreter of these tests ({sys.executable}) or what it imports")
     with tempfile.TemporaryDirectory(prefix="tapmesh-test-") as name:
