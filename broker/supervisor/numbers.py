@@ -29,10 +29,10 @@ from broker.core.generations import read_generation
 from broker.core.model import Config, Tool
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
 
-VERSION = 1
-"""Of the file: `{version, tools: {name: number}}`, msgpack."""
 MOST_BYTES = 1 << 16
 """A name and a number for each tool."""
+VERSION = 1
+"""Of the file: `{version, tools: {name: number}}`, msgpack."""
 
 
 def numbers_path(name: str) -> Path:
@@ -70,16 +70,16 @@ def restore(pipeline: Pipeline, config: Config, log: Any) -> None:
     """Before any worker starts. A file that is damaged, or another version's, is told and not believed."""
     path = numbers_path(pipeline.name)
     try:
-        content = messages.unpack_map(messages.read_file(path, MOST_BYTES))
-        if content.get("version") != VERSION:
-            raise ValueError(f"version {content.get('version')}, here {VERSION}")
+        content = messages.unpack_map(messages.read_file(path, MOST_BYTES), version=int, tools=dict)
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}, here {VERSION}")
         numbers = content["tools"]
         found = {tool.slot: int(numbers.get(tool.name, 0)) for tool in config.tools if _is_numbered(tool)}
         for slot, number in found.items():
             pipeline.tool_sequence[slot] = number
     except FileNotFoundError:
         return
-    except (TapmeshError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (TapmeshError, ValueError, TypeError, OverflowError) as error:
         log.warning("numbers_lost", file=str(path), reason=str(error) or type(error).__name__)
         return
     log.info("numbers_go_on", tools=len(found))
