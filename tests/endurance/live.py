@@ -203,7 +203,8 @@ def check(run: Run, may_drop: set[str] = OVERFLOWED) -> None:
     assert tool["delivered_frames"] == tool["wanted_frames"] == n_delivered
     assert received.n_gaps == 0
     assert received.n_repeated <= tool["repeated_frames_at_most"]
-    in_file = [read(frame) for _, frame in read_pcap((run.directory / "recorder.pcap").read_bytes())[1]]
+    files = run.directory.glob("recorder*.pcap")  # one for each lane
+    in_file = [read(frame) for path in files for _, frame in read_pcap(path.read_bytes())[1]]
     assert None not in in_file
     assert sorted(row[1] for row in in_file if row) == received.numbers.tolist()
     assert ledger["tools"]["recorder"]["repeated_frames_at_most"] == 0
