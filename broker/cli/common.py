@@ -70,12 +70,16 @@ def attach(name: str) -> tuple[Pipeline, Names]:
     return pipeline, names_of(read_slots(pipeline.directory))
 
 
+def in_force(pipeline: Pipeline) -> Config | None:
+    """The configuration, without its rules. None: none yet."""
+    number = int(pipeline.header[0]["generation"])
+    return read_generation(pipeline.directory, number, rules=False).config if number else None
+
+
 def generation_of(pipeline: Pipeline) -> str:
     """`3 (node esx07)`."""
-    number = int(pipeline.header[0]["generation"])
-    if not number:
-        return "none yet"
-    return f"{number} (node {read_generation(pipeline.directory, number, rules=False).config.node})"
+    config = in_force(pipeline)
+    return f"{int(pipeline.header[0]['generation'])} (node {config.node})" if config else "none yet"
 
 
 def writable_directory(path: Path) -> Path:

@@ -102,11 +102,19 @@ def _config(arguments: argparse.Namespace) -> Config:
     return replayed(loaded, parse_plays(arguments.files, [i.name for i in loaded.inputs]), out_directory, arguments.pace)
 
 
+def _write(path: Path, text: str) -> None:
+    """TapmeshError in words."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise TapmeshError(f"{path}: {error.strerror}") from None
+
+
 def _conclude(arguments: argparse.Namespace, outcome: Outcome) -> int:
     ledger = json.dumps(outcome.ledger.as_json(), indent=2) + "\n"
     if arguments.out:
-        (arguments.out / "ledger.json").write_text(ledger)
-        (arguments.out / "run.json").write_text(json.dumps(run_figures(outcome), indent=2) + "\n")
+        _write(arguments.out / "ledger.json", ledger)
+        _write(arguments.out / "run.json", json.dumps(run_figures(outcome), indent=2) + "\n")
     to_stdout = bool(arguments.select) and arguments.select[0] == STDOUT
     told = sys.stderr if to_stdout else sys.stdout
     print(ledger.rstrip() if arguments.json else report.whole(outcome.snapshot, outcome.ledger), file=told, flush=True)

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from typing import Any
 
 from broker.cli import report
-from broker.cli.common import attach, chosen_name, generation_of
+from broker.cli.common import attach, chosen_name, generation_of, in_force
 from broker.cli.table import Column, render
 from broker.core import layout
 from broker.supervisor.ledger import Ledger, balance
 from broker.supervisor.plan import HEARTBEAT_NS, UP
 from broker.supervisor.snapshot import Reader, Snapshot, WorkerSnapshot
+from broker.supervisor.troubles import troubles as troubles_beside
 
 
 def add(commands: Any) -> None:
@@ -28,11 +29,12 @@ def add(commands: Any) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit status 0 when every worker is up and the ledger balances."""
+    """Exit status 0 when every worker is up, nothing else is wrong and the ledger balances."""
     pipeline, names = attach(chosen_name(arguments.name))
     snapshot = Reader(pipeline).take(names, rules=arguments.rules or arguments.json)
     ledger = balance(snapshot)
-    troubles = worker_troubles(snapshot)
+    config = in_force(pipeline)
+    troubles = worker_troubles(snapshot) + (troubles_beside(config, pipeline) if config else [])
     if arguments.json:
         print(json.dumps(as_json(snapshot, ledger, troubles), indent=2))
     else:

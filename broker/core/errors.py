@@ -9,6 +9,9 @@ from broker.core.model import Place
 EXIT_CONFIG = 78
 """sysexits EX_CONFIG: started again it would fail again, so nobody restarts it."""
 
+EXIT_DAMAGED = 65
+"""sysexits EX_DATAERR: shared memory says what cannot be, and would say it again."""
+
 
 class TapmeshError(Exception):
     """Told to the operator as it stands, without a traceback."""
@@ -16,6 +19,10 @@ class TapmeshError(Exception):
 
 class PipelineError(TapmeshError):
     """The shared memory of a pipeline is missing, foreign, of another version or too small."""
+
+
+class DamagedError(PipelineError):
+    """The shared memory of a pipeline says what nobody of it writes: something else has written there, or a bug of ours."""
 
 
 class ConfigErrors(TapmeshError):  # noqa: N818 - it holds all of them

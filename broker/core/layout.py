@@ -11,6 +11,7 @@ A pipeline is one directory, ``/dev/shm/tapmesh-NAME`` (0700), of plain files (0
     rules-1 ...        packets and bytes of each rule of it, see `rule_counts`          written: filter, a slice each worker
     rules-carried      what rules in force had counted in generations that are gone     written: supervisor
     senders-0 ...      what a tunnel input knows of its senders, see `senders`          written: capture
+    reading-0 ...      the kernel's counts of an interface while they are taken over    written: capture, and the kernel
     flows-0 ...        the flows of a lane and their records, see `flow_layout`         written: flows; the exporter
     exports            what has become of the records, see `flow_layout`                written: the exporter and the store
     *.bell host.sock   sockets
@@ -185,6 +186,9 @@ VERDICT = np.dtype(
     ],
     align=True,
 )
+
+SOURCE_FINE, SOURCE_ABSENT, SOURCE_DOWN, SOURCE_NO_LINK, SOURCE_FAILED = range(5)
+"""source_trouble of capture: why nothing can come of an input, as its worker sees it."""
 
 CAUSE_FORWARDED = 0  # at least one tool
 CAUSE_FILTERED = 1  # no map passed it and there is no collector

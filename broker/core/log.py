@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -38,17 +37,23 @@ class _Stderr:
         patience_ms = 0 if self.lost else PATIENCE_MS
         poller = select.poll()
         poller.register(2, select.POLLOUT)
-        with contextlib.suppress(OSError):
-            begun = False
+        begun = False
+        try:
             while left:
                 if not poller.poll(patience_ms):
-                    self.lost += 1
-                    self._cut = self._cut or begun
+                    self._lose(begun=begun)
                     return
                 # A pipe that is writable has room for so much; more could block.
                 left = left[os.write(2, left[: select.PIPE_BUF]) :]
                 begun = True
+        except OSError:  # a disk that is full, a reader that is gone
+            self._lose(begun=begun)
+            return
         self.lost, self._cut = 0, False
+
+    def _lose(self, *, begun: bool) -> None:
+        self.lost += 1
+        self._cut = self._cut or begun
 
     debug = info = warning = error = critical = msg
 

@@ -44,8 +44,8 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     *_rows(
         "capture", "", False,
-        ("source_file", "index", "position of the source after the last published block: which file"),
-        ("source_at", "bytes", "position of the source after the last published block: where in it"),
+        ("source_file", "index", "position of the source after the last published block: which file or socket"),
+        ("source_at", "bytes", "position of the source after the last published block: where in it (of a socket: kernel blocks)"),
         ("source_state_a", "-", "position of the source: for the source's own use"),
         ("source_state_b", "-", "position of the source: for the source's own use"),
     ),
@@ -78,6 +78,7 @@ COUNTERS: tuple[Counter, ...] = (
         ("untracked_packets", "packets", "of senders for which there was no room in the table: received, but not measured"),
         ("sender_restarts", "times", "a sender began to number its packets anew"),
         ("loop_trips", "times", "the loop breaker has opened"),
+        ("source_trouble", "-", "0: none; 1: no such interface; 2: it is down; 3: it has no link; 4: a file could not be read to its end"),
     ),
     *_rows(
         "filter", "", False,

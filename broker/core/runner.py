@@ -6,6 +6,7 @@
 | running | finished | capture: the source has ended and all of it is published |
 | running, finished | draining | SIGTERM or SIGINT |
 | draining | stopped | everything that was ready then is published; the process exits 0 |
+| any | (gone) | a block is not what was announced (DamagedError): the process ends for good, its lane stands still and says so |
 | any | (gone) | an exception leaves the stage: the process ends, and whoever watches starts it again at its cursor |
 """
 
@@ -21,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from broker.core import layout, log
+from broker.core.batch import Batch
 from broker.core.doorbell import PARK_LIMIT_MS, Doorbell
-from broker.core.errors import PipelineError
+from broker.core.errors import DamagedError, PipelineError
 from broker.core.generations import read_generation
 from broker.core.metrics import index
 from broker.core.model import Lane
@@ -34,7 +36,7 @@ _BUSY, _STARVED, _BLOCKED = index("", "busy_ns"), index("", "starved_ns"), index
 _PARKS, _BELLS = index("", "parks"), index("", "bells")
 _HEARTBEAT = layout.words(layout.WORKER)["heartbeat_ns"]
 _WANTED = layout.words(layout.PIPELINE)["generation"]
-_SEQ, _GENERATION = (layout.words(layout.BLOCK)[name] for name in ("seq", "generation"))
+_SEQ, _GENERATION, _N_PACKETS = (layout.words(layout.BLOCK)[name] for name in ("seq", "generation", "n_packets"))
 AGAIN_MS = 1
 SOON_S, SOON_TIMES = 50e-6, 20
 """A neighbour on another core needs tens of microseconds to do what a block waits for (its numbers): so long it is asked often."""
@@ -80,6 +82,8 @@ class Runner:
         self.ring.unpark()  # the one before me may have died in its sleep
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
         self.bell.wake_on_signals()
+        if row["epoch"] > 1:
+            self._wake_neighbours()
         first = self._first_generation()
         generation = read_generation(directory, first, rules=False)
         self.stage.open(self._context())
@@ -144,6 +148,8 @@ class Runner:
                 now = self._idle(now, _BLOCKED if source else _STARVED)
                 continue
             batch = ring.batch()
+            if source is None:
+                self._check(batch)
             self._follow(batch.head)
             n = step(batch)
             before, now = now, clock()
@@ -165,6 +171,20 @@ class Runner:
         for kind, worker in self.ring.publish():
             self._live[_BELLS] += 1
             self.bell.ring(kind, worker)
+
+    def _wake_neighbours(self) -> None:
+        """The one before me may have died between its cursor and the bell."""
+        for kind, worker in self.ring.neighbours():
+            self.bell.ring(kind, worker)
+
+    def _check(self, batch: Batch) -> None:
+        """DamagedError if this is not the block that was announced. What its rows say is checked by who uses them, row by row."""
+        stamped, n_packets = batch.head[_SEQ] - 1, batch.head[_N_PACKETS]
+        if stamped != self.ring.seq or not 0 <= n_packets <= batch.max_packets:
+            raise DamagedError(
+                f"shared memory of lane {self.lane.number} is damaged: where block {self.ring.seq} should be lies one that says it is "
+                f"{stamped} and has {n_packets} packets (at most {batch.max_packets})"
+            )
 
     def _follow(self, head: Any) -> None:
         """Hold the tables of the generation that this block is handled by. Capture stamps it; all others read the stamp."""

@@ -1,8 +1,8 @@
 """How a process without capabilities gets what needs one: it asks the opener of its pipeline, whose socket lies in the pipeline's
 directory. Where none is in use each order is done here, with what this process may do itself.
 
-One order a connection (SOCK_SEQPACKET, a msgpack map each way): `{do, ...}` with the arguments of a function of `orders`; back come
-`{errno: 0, value}`, or the errno, and a descriptor if the order makes one.
+One order a connection (SOCK_SEQPACKET, a msgpack map each way): `{do, ...}` with the arguments of a function of `orders` or a method of
+`Kept`; back come `{errno: 0, value}`, or the errno, and a descriptor if the order makes one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,53 @@ def rules_passed_by() -> str:
     return orders.rules_passed_by() if found is None else str(found[0])
 
 
-def _ask(do: str, **arguments: Any) -> tuple[Any, int] | None:
-    """(value, descriptor or -1); None: there is no opener. OSError as the kernel put it there."""
+def keep(name: str, described: str, opened: socket.socket) -> bool:
+    """Have a socket outlive this process (`Kept.keep`). False: there is no opener that would. OSError as `Kept.keep`."""
+    return _ask("keep", opened.fileno(), name=name, described=described) is not None
+
+
+def find_kept(name: str, described: str) -> socket.socket | None:
+    """What one before us has kept, if it is what we would open; None: nothing is."""
+    try:
+        found = _ask("find", name=name, described=described)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    return None if found is None else socket.socket(fileno=found[1])
+
+
+def drop_kept(name: str) -> None:
+    """Close it."""
+    _ask("drop", name=name)
+
+
+@dataclass(frozen=True)
+class KeptSocket:
+    name: str
+    described: str
+    socket: socket.socket
+
+
+def all_kept() -> list[KeptSocket]:
+    """Everything that is kept, for who is to keep it from now on."""
+    found = []
+    for name, described in (_ask("list") or ([], -1))[0]:
+        kept = find_kept(name, described)
+        if kept is not None:
+            found.append(KeptSocket(name, described, kept))
+    return found
+
+
+def _ask(do: str, fd: int = -1, /, **arguments: Any) -> tuple[Any, int] | None:
+    """(value, descriptor or -1); None: there is no opener. `fd` goes with the order. OSError as the kernel put it there."""
     if _place is None:
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(WAIT_S)
         try:
             connection.connect(os.fspath(_place))
-            connection.send(msgpack.packb({"do": do, **arguments}))
+            socket.send_fds(connection, [msgpack.packb({"do": do, **arguments})], [fd] if fd >= 0 else [])
             raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
         except (ConnectionError, FileNotFoundError):
             return None  # it is gone: the kernel says below what we may not do ourselves

@@ -1,4 +1,5 @@
-"""The opener: the one process of a pipeline that has capabilities. It does `orders` for the others and knows nothing of configurations.
+"""The opener: the one process of a pipeline that has capabilities. It does `orders` for the others, keeps sockets for those that may die
+(`kept`), and knows nothing of configurations.
 
 ``python -I -m broker.privileges.opener --pipeline NAME``, started by the supervisor, which then gives up its own. Standard input is a
 socket to the supervisor (SOCK_SEQPACKET):
@@ -28,6 +29,7 @@ import msgpack
 from broker.core.messages import MessageError, unpack_map
 from broker.privileges import capabilities, orders, sandbox
 from broker.privileges.asking import MESSAGE_BYTES
+from broker.privileges.kept import Kept
 
 LOOK_S = 1.0
 REQUEST_S = 0.5
@@ -39,7 +41,8 @@ _ORDERS = {
     "release": orders.release,
     "rules_passed_by": orders.rules_passed_by,
 }
-_MAKES = ("open_socket", "open_tap")  # a descriptor
+_WORDS = ("name", "described")  # of the arguments; the others are numbers
+_MAKES = ("open_socket", "open_tap", "find")  # a descriptor
 
 
 def main() -> int:
@@ -60,6 +63,7 @@ def serve(control: socket.socket) -> None:
     """Until told to end, or until nobody can reach it any more."""
     listener: socket.socket | None = None
     path, number = "", 0
+    kept = Kept()
     while True:
         poller = select.poll()
         for one in (control, listener):
@@ -82,7 +86,7 @@ def serve(control: socket.socket) -> None:
                 connection, _ = listener.accept()
                 with connection:
                     connection.settimeout(REQUEST_S)
-                    answer(connection)
+                    answer(connection, kept)
         if control.fileno() < 0 and listener is not None and _number(path) != number:
             return
 
@@ -95,29 +99,39 @@ def _number(path: str) -> int:
         return 0
 
 
-def answer(connection: socket.socket) -> None:
+def answer(connection: socket.socket, kept: Kept) -> None:
     """One order. What cannot be understood is refused with EINVAL."""
-    made = -1
+    fds: list[int] = []
     try:
-        request = unpack_map(connection.recv(MESSAGE_BYTES), do=str)
+        raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+        request = unpack_map(raw, do=str)
         do = request.pop("do")
-        if any(type(value) not in (int, str) or (type(value) is str) != (name == "name") for name, value in request.items()):
-            raise MessageError("all arguments are numbers but the name")
-        value: Any = _ORDERS[do](**request)  # type: ignore[operator]
+        if any(type(value) is not (str if name in _WORDS else int) for name, value in request.items()):
+            raise MessageError("an argument of another type")
+        if do == "keep":
+            request["fd"] = fds[0]
+        value: Any = (_ORDERS[do] if do in _ORDERS else _of_kept(kept)[do])(**request)  # type: ignore[operator]
         if do in _MAKES:
-            made = value.detach() if isinstance(value, socket.socket) else value
-            socket.send_fds(connection, [msgpack.packb({"errno": 0})], [made])
+            fds.append(value.detach() if isinstance(value, socket.socket) else value)
+            socket.send_fds(connection, [msgpack.packb({"errno": 0})], fds[-1:])
         else:
             connection.send(msgpack.packb({"errno": 0, "value": value}))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            connection.send(msgpack.packb({"errno": error.errno or errno.EIO}))
-    except (MessageError, ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error):
-        with contextlib.suppress(OSError):
-            connection.send(msgpack.packb({"errno": errno.EINVAL}))
+        _refuse(connection, error.errno or errno.EIO)
+    except (MessageError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error):
+        _refuse(connection, errno.EINVAL)
     finally:
-        if made >= 0:
-            os.close(made)
+        for fd in fds:
+            os.close(fd)
+
+
+def _of_kept(kept: Kept) -> dict[str, Any]:
+    return {"keep": kept.keep, "find": kept.find, "drop": kept.drop, "list": kept.list}
+
+
+def _refuse(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(msgpack.packb({"errno": number}))
 
 
 if __name__ == "__main__":

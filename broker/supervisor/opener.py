@@ -1,13 +1,15 @@
 """The supervisor's side of least privilege: it starts the opener (`broker.privileges.opener`), gives up its own capabilities, and with it
 everything that it starts afterwards.
 
-The opener outlives the supervisor, as the data path does. The next supervisor has one of its own, which takes the place of the old.
+The opener outlives the supervisor, as the data path does. The next supervisor has one of its own, which takes the place of the old, and
+what that one keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import msgpack
 from broker.core.model import Config
 from broker.privileges import asking, capabilities, sandbox
 from broker.privileges.capabilities import NAMES, NET_ADMIN, NET_RAW
+from broker.supervisor.processes import attach, find
 
 MODULE = "broker.privileges.opener"
 END_S = 2.0
@@ -69,6 +72,7 @@ class Opener:
         """From now on every process of the pipeline reaches it, this one too."""
         path = directory / asking.SOCKET_NAME
         if self._control is not None:
+            inherited = self._inherited(directory)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
                 scratch = path.with_name(f".{path.name}")
                 scratch.unlink(missing_ok=True)
@@ -77,7 +81,32 @@ class Opener:
                 os.rename(scratch, path)
                 with contextlib.suppress(OSError):  # it has ended: `trouble` says so
                     socket.send_fds(self._control, [msgpack.packb({"path": os.fspath(path)})], [listener.fileno()])
+            self._end_others()
+            asking.use(directory)
+            for kept in inherited:
+                with kept.socket, contextlib.suppress(OSError):
+                    asking.keep(kept.name, kept.described, kept.socket)
         asking.use(directory)
+
+    def _end_others(self) -> None:
+        """They would hold sockets that a worker is to open again."""
+        assert self._child is not None
+        for pid in find(self._name, MODULE).keys() - {self._child.pid}:
+            other = attach(pid, self._name, MODULE)
+            if other is not None:
+                other.send(signal.SIGKILL)
+                other.wait(END_S)
+                other.close()
+
+    def _inherited(self, directory: Path) -> list[asking.KeptSocket]:
+        """What the opener of a supervisor before us keeps for the workers that go on."""
+        if not asking.use(directory):
+            return []
+        try:
+            return asking.all_kept()
+        except (OSError, ValueError, KeyError, TypeError) as error:  # another version, or it hangs: the workers have their sockets still
+            self._log.warning("sockets_not_inherited", reason=str(error))
+            return []
 
     def check(self) -> None:
         """Say once that it has ended."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from broker.core import layout
-from broker.core.errors import EXIT_CONFIG
+from broker.core.errors import EXIT_CONFIG, EXIT_DAMAGED
 from broker.core.layout import STAGES, Geometry
 
 SECOND_NS = 1_000_000_000
@@ -29,6 +29,10 @@ HEARTBEAT_NS = 2 * SECOND_NS
 """A running worker beats every 100 ms; one that has been silent for so long is stuck."""
 STARTING_NS = 60 * SECOND_NS
 """Opening a stage may read large policies from a slow disk; it does not beat meanwhile."""
+_HOPELESS = {
+    EXIT_CONFIG: "it cannot work as it is configured",
+    EXIT_DAMAGED: "its shared memory is damaged, the log says where; its lane stands still until the pipeline is made anew",
+}
 BACK_OFF_FIRST_S, BACK_OFF_LAST_S = 0.05, 5.0
 HEALTHY_NS = 10 * SECOND_NS
 """After so much health a worker's failures are forgotten."""
@@ -124,8 +128,8 @@ def note_exit(book: Book, status: int | None, state: int, error: int, now_ns: in
     if status is None:
         status = error or (0 if state == layout.STATE_STOPPED else -9)
     book = replace(book, up_since_ns=0, killed=False)
-    if status == EXIT_CONFIG:
-        return replace(book, given_up=f"exit status {EXIT_CONFIG}: it cannot work as it is configured")
+    if status in _HOPELESS:
+        return replace(book, given_up=f"exit status {status}: {_HOPELESS[status]}")
     if status == 0 and book.asked_to_stop:
         return replace(book, stopped=True)
     delay_s = back_off_s(book.failures, jitter)

@@ -10,13 +10,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from broker.core import layout
@@ -38,6 +36,7 @@ from broker.supervisor.probes import Prober
 from broker.supervisor.processes import age_s
 from broker.supervisor.signals import Signals
 from broker.supervisor.snapshot import Reader, Snapshot
+from broker.supervisor.troubles import source_errors
 
 TICK_S = 0.25
 """Deaths, signals and the host are heard at once; this is for heartbeats and what nobody announces."""
@@ -240,7 +239,6 @@ class Session:
             return ""
         for w, book in books.items():
             if book.given_up:
-                self.problems.append(f"{w}: {book.given_up}")
                 return "worker given up"
             if self.options.give_up_after and book.failures >= self.options.give_up_after:
                 self.problems.append(f"{w} died {book.failures} times in a row")
@@ -291,6 +289,7 @@ class Session:
         if self._loading is not None:
             self._loading.wait(LOADING_S)
         self.prober.close()
+        self.problems += [f"{w}: {book.given_up}" for w, book in self.crew.books().items() if book.given_up]
         killed = self.crew.kill_all() if not self.options.external_stages else []
         if killed:
             self.log.error("workers_killed", workers=[str(w) for w in killed])
@@ -347,10 +346,3 @@ class Session:
         self.companions.leave()
         self.host.leave()
         self.crew.close()
-
-
-def source_errors(directory: Path) -> list[str]:
-    """What the sources found wrong with their files: `FILE: byte N: reason`, a line each."""
-    with contextlib.suppress(FileNotFoundError):
-        return (directory / "source-error").read_text(errors="replace").splitlines()
-    return []

@@ -32,15 +32,16 @@ EVENTS = {
 class Admission:
     """Of one input and lane. `prefiltering`: whether the prefilter is to be used; `kept`: flows of SHARES."""
 
-    def __init__(self, prefilter: Literal["auto", "on", "off"], shed: bool, log: Any) -> None:
+    def __init__(self, prefilter: Literal["auto", "on", "off"], shed: bool, log: Any, seen: int = 0, dropped: int = 0) -> None:
+        """`seen` and `dropped`: the kernel's counts so far."""
         self._auto, self._may_shed, self._log = prefilter == "auto", shed, log
         self.has_prefilter = False  # set with each policy
         self.prefiltering, self.kept = prefilter == "on", SHARES
         self._since_ns = self._pressed_ns = 0
-        self._seen = self._dropped = 0
+        self._seen, self._dropped = seen, dropped
 
     def look(self, now_ns: int, seen: int, dropped: int, crowded: bool) -> bool:
-        """After each reading of the kernel's counts (since some moment). True: what it is to do has changed."""
+        """After each reading of the kernel's counts (ever). True: what it is to do has changed."""
         lost = dropped > self._dropped
         if (lost or crowded) and self._auto and self.has_prefilter and not self.prefiltering:
             self._log.warning("prefilter_on", dropped_packets=max(dropped - self._dropped, 0))
@@ -66,10 +67,6 @@ class Admission:
 
     def _begin(self, now_ns: int, seen: int, dropped: int) -> None:
         self._since_ns, self._seen, self._dropped = now_ns, seen, dropped
-
-    def reopened(self) -> None:
-        """The kernel counts from 0 again."""
-        self._seen = self._dropped = 0
 
     def _keep(self, kept: int) -> bool:
         if kept == self.kept:

@@ -18,9 +18,9 @@ RING = np.dtype(
         (name, "<i8")
         for name in (
             "ring_at", "block_bytes", "n_blocks",  # of the kernel's ring
-            "current",  # the kernel block that is being walked, or the next one
-            "offset", "left",  # of its next packet; packets left in it; 0 and 0: not begun
-            "held",  # kernel blocks before `current` that are walked to their end and not yet given back
+            "blocks",  # kernel blocks walked to their end since the ring was opened: the next is that modulo n_blocks
+            "offset", "left",  # in the next one: of its next packet; packets left in it; 0 and 0: not begun
+            "held",  # of the blocks walked to their end, those that are not yet given back
             "taken",  # packets walked since the ring was opened
             "n_packets", "data_used", "max_packets", "data_bytes", "input",
             "own_at",  # the table of our own tunnels, see `own_kernels`; 0: nothing is our own
@@ -29,12 +29,12 @@ RING = np.dtype(
         )
     ]
 )  # fmt: skip
-"""The state of the walk, private to the process. *Written* by the kernel: current, offset, left, held, taken, alike, n_packets,
+"""The state of the walk, private to the process. *Written* by the kernel: blocks, offset, left, held, taken, alike, n_packets,
 data_used."""
 
 assert RING.fields is not None
 _RING_AT, _BLOCK_BYTES, _N_BLOCKS = RING.fields["ring_at"][1], RING.fields["block_bytes"][1], RING.fields["n_blocks"][1]
-_CURRENT, _OFFSET, _LEFT = RING.fields["current"][1], RING.fields["offset"][1], RING.fields["left"][1]
+_BLOCKS, _OFFSET, _LEFT = RING.fields["blocks"][1], RING.fields["offset"][1], RING.fields["left"][1]
 _HELD, _TAKEN, _INPUT = RING.fields["held"][1], RING.fields["taken"][1], RING.fields["input"][1]
 _N, _USED = RING.fields["n_packets"][1], RING.fields["data_used"][1]
 _MAX_PACKETS, _DATA_BYTES = RING.fields["max_packets"][1], RING.fields["data_bytes"][1]
@@ -63,11 +63,11 @@ _DROPPED_OWN, _DROPPED_LOOP = 8 * index("capture", "dropped_own"), 8 * index("ca
 @kernel
 def give_back(state_at: int) -> None:
     """Return every held kernel block. To be called when the batch that has their packets is published."""
-    held, current = load64(state_at + _HELD), load64(state_at + _CURRENT)
+    held, blocks = load64(state_at + _HELD), load64(state_at + _BLOCKS)
     n_blocks, ring_at = load64(state_at + _N_BLOCKS), load64(state_at + _RING_AT)
     block_bytes = load64(state_at + _BLOCK_BYTES)
     for i in range(held):
-        block = (current - held + i + n_blocks) % n_blocks
+        block = (blocks - held + i) % n_blocks
         # The packet count beside the status is zeroed with it: the kernel sets it anew when it opens the block.
         store_release(ring_at + block * block_bytes + _STATUS_WORD, 0)
     store64(state_at + _HELD, 0)
@@ -88,7 +88,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     is counted as malformed; if the way to the next one is lost, the rest of its kernel block is.
     """
     ring_at, block_bytes, n_blocks = load64(state_at + _RING_AT), load64(state_at + _BLOCK_BYTES), load64(state_at + _N_BLOCKS)
-    current, offset, left = load64(state_at + _CURRENT), load64(state_at + _OFFSET), load64(state_at + _LEFT)
+    blocks, offset, left = load64(state_at + _BLOCKS), load64(state_at + _OFFSET), load64(state_at + _LEFT)
     held, slot = load64(state_at + _HELD), load64(state_at + _INPUT)
     max_packets, data_bytes = load64(state_at + _MAX_PACKETS), load64(state_at + _DATA_BYTES)
     own_at, drop_alike = load64(state_at + _OWN_AT), load64(state_at + _DROP_ALIKE)
@@ -96,7 +96,7 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
     filtered, shed = 0, 0
     full = 0
     while not full and held < n_blocks:
-        block_at = ring_at + current * block_bytes
+        block_at = ring_at + blocks % n_blocks * block_bytes
         if offset == 0:
             word = load_acquire(block_at + _STATUS_WORD)
             if not word & _USER:
@@ -152,8 +152,8 @@ def copy_packets(state_at: int, packets_at: int, data_at: int, counters_at: int)
                 step = load32(p + _NEXT)
                 offset = offset + step if step >= _HEADER_BYTES else 0  # 0 is refused above
         if not full:
-            current, offset, held = (current + 1) % n_blocks, 0, held + 1
-    store64(state_at + _CURRENT, current)
+            blocks, offset, held = blocks + 1, 0, held + 1
+    store64(state_at + _BLOCKS, blocks)
     store64(state_at + _OFFSET, offset)
     store64(state_at + _LEFT, left)
     store64(state_at + _HELD, held)

@@ -7,8 +7,10 @@ here. Every sender is measured by its sequence numbers (`sender_kernels.py`); th
 |---|---|
 | the socket's buffer is full | dropped_kernel, as of the last reading (after each step, at most every millisecond) |
 | it is no packet for us | dropped_source, dropped_key, dropped_protocol, dropped_checksum, dropped_malformed |
-| the worker dies | what the socket and the unpublished block held, and what came until the next one: lost_packets of senders that number \
-their packets; of others nothing says it |
+| the worker dies | what it had taken from the sockets and not published: dropped_restart of the next worker, and lost_packets of senders \
+that number their packets. The sockets are kept by the opener, with what they hold |
+| it dies where there is no opener, or with the opener | that, what the sockets held, and what came until the next worker opened: \
+lost_packets; of senders that do not number nothing says it |
 | a fragment of a datagram is missing | the datagram: the kernel's ReasmFails (`nstat`), and lost_packets |
 """
 
@@ -31,15 +33,20 @@ from broker.core.model import Input
 from broker.core.senders import make_senders
 from broker.core.stage import Context, Generation
 from stages.capture import endpoint_sockets
-from stages.capture.endpoint_kernels import ENDPOINT, LONG_BYTES, NET, SLOT_BYTES, SOCKET, VECTORS, VECTORS_BYTES, receive_packets
+from stages.capture.endpoint_kernels import ENDPOINT, LONG_BYTES, NET, SLOT_BYTES, VECTORS, receive_packets
 from stages.capture.errors import SourceError
+from stages.capture.received import Received
 from stages.capture.sender_kernels import fold_notes
 from stages.wire.decap import INSIDE, LISTEN_GENEVE, LISTEN_GRE, LISTEN_VXLAN, NONE
 
 EVENTS = {"endpoint_opened": "a tunnel input listens"}
 
 _LISTEN = {"gre": LISTEN_GRE, "gre-udp": LISTEN_GRE, "vxlan": LISTEN_VXLAN, "geneve": LISTEN_GENEVE}
-_KERNEL = index("capture", "dropped_kernel")
+_KERNEL, _RESTART = index("capture", "dropped_kernel"), index("capture", "dropped_restart")
+_COMMITTED = tuple(
+    index("capture", name)
+    for name in ("captured_packets", "dropped_malformed", "dropped_source", "dropped_key", "dropped_protocol", "dropped_checksum")
+)
 _READ_EVERY_NS = 1_000_000
 _ADDRESS_BYTES = 16
 
@@ -54,7 +61,6 @@ class Endpoint:
         self._live, self._live_at = context.live, context.live_at + 8 * self._input.slot
         self._log = log.get(lane=context.lane.number, stage="capture", input=self._input.name)
         self._sockets: list[socket.socket] = []
-        self._dropped: list[int] = []
         self._read_ns = 0
         self._first_step = True
         self._stopping = False
@@ -65,34 +71,42 @@ class Endpoint:
         context, input_ = self._context, self._input
         try:
             self._table = make_senders(context.directory, context.lane.number, context.geometry.max_packets)
+            self._received = Received(context.directory, context.lane.number)
         except PipelineError as error:
             raise SourceError(endpoint_sockets.described(input_), None, str(error)) from None
         try:
             for family in endpoint_sockets.families(input_):
-                self._sockets.append(endpoint_sockets.open_socket(input_, family))
+                self._sockets.append(endpoint_sockets.open_socket(input_, family, context.lane.number))
         except SourceError:
             self.close()
             raise
-        self._dropped = [0] * len(self._sockets)
+        for i, opened in enumerate(self._sockets):
+            self._received.opened(i, endpoint_sockets.identity(opened), endpoint_sockets.dropped(opened))
+        self._read_drops()
+        self._count_restart()
         self._epoll = select.epoll()
         for opened in self._sockets:
             self._epoll.register(opened, select.EPOLLIN)
         self._make_rows()
         self._log.info("endpoint_opened", listen=endpoint_sockets.described(input_), senders=input_.senders)
 
+    def _count_restart(self) -> None:
+        """What the workers before me had taken and did not publish."""
+        slot = self._input.slot
+        self._live[_RESTART + slot] = self._received.datagrams - sum(int(self._context.counters[at + slot]) for at in _COMMITTED)
+
     def _make_rows(self) -> None:
         """The kernel's memory."""
         input_, n = self._input, len(self._sockets)
-        self._vectors = np.zeros((n, VECTORS_BYTES), np.uint8)
         self._long = np.empty((n, VECTORS, LONG_BYTES), np.uint8)
         self._kept = np.empty((n, VECTORS, SLOT_BYTES), np.uint8)
         self._scratch = np.zeros(INSIDE.itemsize + _ADDRESS_BYTES, np.uint8)
         self._nets = _nets(input_)
-        self._rows = np.zeros(n, SOCKET)
+        self._rows = self._received.sockets[:n]
         for i, opened in enumerate(self._sockets):
             row, is_ip6 = self._rows[i], opened.family == socket.AF_INET6
             row["fd"], row["is_ip6"], row["skip_ip"] = opened.fileno(), is_ip6, input_.listen == "gre" and not is_ip6
-            row["vectors_at"], row["long_at"], row["kept_at"] = (m[i].ctypes.data for m in (self._vectors, self._long, self._kept))
+            row["vectors_at"], row["long_at"], row["kept_at"] = (m[i].ctypes.data for m in (self._received.vectors, self._long, self._kept))
         self._endpoint = np.zeros(1, ENDPOINT)
         row = self._row = self._endpoint[0]
         row["sockets_at"], row["n_sockets"], row["listen"] = self._rows.ctypes.data, n, _LISTEN[input_.listen]
@@ -113,7 +127,8 @@ class Endpoint:
         if not self._stopping:
             self._stopping = True
             self._read_drops()  # what the filter rejects from now on counts there too
-            for opened in self._sockets:
+            for i, opened in enumerate(self._sockets):
+                self._received.stopped(i)
                 endpoint_sockets.reject_all(opened)
 
     def step(self, batch: Batch) -> int:
@@ -130,7 +145,7 @@ class Endpoint:
             block["n_packets"], block["data_used"] = row["n_packets"], row["data_used"]
             self._table.head["n_notes"] = row["n_packets"]
         elif self._stopping:
-            self.finished = True
+            self._finish()
         else:
             for opened in self._sockets:
                 endpoint_sockets.take_error(opened)
@@ -152,10 +167,14 @@ class Endpoint:
 
     def _read_drops(self) -> None:
         for i, opened in enumerate(self._sockets):
-            now = endpoint_sockets.dropped(opened)
-            if now != self._dropped[i]:
-                self._live[_KERNEL + self._input.slot] += (now - self._dropped[i]) & 0xFFFF_FFFF
-                self._dropped[i] = now
+            self._received.read(i, endpoint_sockets.dropped(opened))
+        self._live[_KERNEL + self._input.slot] = self._received.dropped
+
+    def _finish(self) -> None:
+        self.finished = True
+        for opened in self._sockets:
+            endpoint_sockets.end(opened, self._context.lane.number)
+        self._sockets = []
 
     def close(self) -> None:
         for opened in self._sockets:

@@ -19,15 +19,15 @@ from stages.capture.libc import recvmmsg
 from stages.capture.rows import PACKET_BYTES, write_row
 from stages.capture.sender_kernels import add_sender, find_sender, session_of, write_note
 from stages.jit import kernel
-from stages.memory import add64, copy, load8, load32, load64, store32, store64
+from stages.memory import add64, copy, load8, load32, load64, store32, store64, store_release
 from stages.wire import decap
 from stages.wire.decap import HEADROOM, INSIDE, NONE, decapsulate
 
 VECTORS = 64  # datagrams a call
 SLOT_BYTES = 2048  # of the block for each: an Ethernet frame of 1514 bytes in any tunnel fits
 LONG_BYTES = 65_536
-_MMSGHDR_BYTES, _IOVEC_BYTES, _NAME_BYTES, _CONTROL_BYTES = 64, 16, 32, 64
-_IOVECS = VECTORS * _MMSGHDR_BYTES
+MMSGHDR_BYTES, _IOVEC_BYTES, _NAME_BYTES, _CONTROL_BYTES = 64, 16, 32, 64
+_IOVECS = VECTORS * MMSGHDR_BYTES
 _NAMES = _IOVECS + VECTORS * 2 * _IOVEC_BYTES
 _CONTROLS = _NAMES + VECTORS * _NAME_BYTES
 VECTORS_BYTES = _CONTROLS + VECTORS * _CONTROL_BYTES
@@ -44,9 +44,13 @@ SOCKET = np.dtype(
             "kept_at",  # uint8[VECTORS, SLOT_BYTES]: slots for which there was no room in the block
             "got", "done",  # datagrams in hand, and how many of them are dealt with
             "slots_at",  # where the first of them lies
+            "received",  # datagrams, by all workers there were
+            "before",  # what that was when a call began
+            "receiving",  # 1: a call is under way: `received` lacks the messages that the kernel has given a length since
         )
     ]
 )  # fmt: skip
+"""In shared memory, with the vectors: the last three tell the next worker what this one had taken."""
 ENDPOINT = np.dtype(
     [
         (name, "<i8")
@@ -62,7 +66,7 @@ ENDPOINT = np.dtype(
         )
     ]
 )  # fmt: skip
-"""*Written* by the kernel: n_packets, data_used; of SOCKET got, done, slots_at."""
+"""*Written* by the kernel: n_packets, data_used; of SOCKET got, done, slots_at, received, before, receiving."""
 NET = np.dtype([("value", "<i8", (2,)), ("mask", "<i8", (2,))])
 """Of 16 bytes as they stand in memory; IPv4 is mapped."""
 
@@ -76,6 +80,7 @@ _SOCKET_BYTES, _NET_BYTES, _NOTE_BYTES, _INSIDE_BYTES = SOCKET.itemsize, NET.ite
 _FD, _IS_IP6, _SKIP_IP = _offset(SOCKET, "fd"), _offset(SOCKET, "is_ip6"), _offset(SOCKET, "skip_ip")
 _VECTORS_AT, _LONG_AT, _GOT = _offset(SOCKET, "vectors_at"), _offset(SOCKET, "long_at"), _offset(SOCKET, "got")
 _DONE, _SLOTS_AT, _KEPT_AT = _offset(SOCKET, "done"), _offset(SOCKET, "slots_at"), _offset(SOCKET, "kept_at")
+_RECEIVED, _BEFORE, _RECEIVING = _offset(SOCKET, "received"), _offset(SOCKET, "before"), _offset(SOCKET, "receiving")
 _SOCKETS_AT, _N_SOCKETS, _FIRST = _offset(ENDPOINT, "sockets_at"), _offset(ENDPOINT, "n_sockets"), _offset(ENDPOINT, "first")
 _LISTEN, _KEY, _SESSION = _offset(ENDPOINT, "listen"), _offset(ENDPOINT, "key"), _offset(ENDPOINT, "session")
 _NETS_AT, _N_NETS = _offset(ENDPOINT, "nets_at"), _offset(ENDPOINT, "n_nets")
@@ -85,7 +90,8 @@ _MAX_PACKETS, _DATA_BYTES = _offset(ENDPOINT, "max_packets"), _offset(ENDPOINT, 
 _I_AT, _I_KIND, _I_KEY, _I_SESSION, _I_SEQUENCE, _I_STAMP, _I_STAMP_NS = (_offset(INSIDE, name) for name in INSIDE.names or ())
 
 # struct msghdr in mmsghdr (bits/socket.h), struct cmsghdr with a struct timespec
-_NAME, _NAMELEN, _IOV, _IOVLEN, _CONTROL, _CONTROLLEN, _FLAGS, _LEN = 0, 8, 16, 24, 32, 40, 48, 56
+_NAME, _NAMELEN, _IOV, _IOVLEN, _CONTROL, _CONTROLLEN, _FLAGS, LEN = 0, 8, 16, 24, 32, 40, 48, 56
+NO_MESSAGE = 0xFFFF_FFFF  # as the length of one that was not received
 _SOL_SOCKET, SO_TIMESTAMPNS, _STAMP_BYTES = int(socket.SOL_SOCKET), 35, 32
 _IP_AT, _IP6_AT = 4, 8  # in sockaddr_in and sockaddr_in6
 _MAPPED = 0xFFFF_0000  # bytes 00 00 ff ff
@@ -105,7 +111,7 @@ def _receive(sock: int, slots: int, n: int) -> int:
     """Up to n datagrams into the slots from address `slots` on."""
     vectors, long_at = load64(sock + _VECTORS_AT), load64(sock + _LONG_AT)
     for i in range(n):
-        header, iovec = vectors + i * _MMSGHDR_BYTES, vectors + _IOVECS + i * 2 * _IOVEC_BYTES
+        header, iovec = vectors + i * MMSGHDR_BYTES, vectors + _IOVECS + i * 2 * _IOVEC_BYTES
         store64(header + _NAME, vectors + _NAMES + i * _NAME_BYTES)
         store64(header + _NAMELEN, _NAME_BYTES)
         store64(header + _IOV, iovec)
@@ -113,11 +119,18 @@ def _receive(sock: int, slots: int, n: int) -> int:
         store64(header + _CONTROL, vectors + _CONTROLS + i * _CONTROL_BYTES)
         store64(header + _CONTROLLEN, _CONTROL_BYTES)
         store64(header + _FLAGS, 0)
+        store32(header + LEN, NO_MESSAGE)
         store64(iovec, slots + i * SLOT_BYTES + HEADROOM)
         store64(iovec + 8, _ROOM)
         store64(iovec + 16, long_at + i * LONG_BYTES)
         store64(iovec + 24, LONG_BYTES)
-    return int(recvmmsg(load64(sock + _FD), vectors, n, _DONTWAIT, 0))
+    received = load64(sock + _RECEIVED)
+    store64(sock + _BEFORE, received)
+    store_release(sock + _RECEIVING, 1)
+    got = max(int(recvmmsg(load64(sock + _FD), vectors, n, _DONTWAIT, 0)), 0)
+    store64(sock + _RECEIVED, received + got)
+    store_release(sock + _RECEIVING, 0)
+    return got
 
 
 @kernel
@@ -201,12 +214,12 @@ def receive_packets(endpoint: int, packets_at: int, data_at: int, counters_at: i
                 if room <= 0:
                     break
                 slots, is_here = data_at + used, 1
-                got = max(_receive(sock, slots, room), 0)
+                got = _receive(sock, slots, room)
                 used += got * SLOT_BYTES
                 more = int(got == room)
             while done < got:
-                header, at = vectors + done * _MMSGHDR_BYTES, slots + done * SLOT_BYTES + HEADROOM
-                n_bytes = load32(header + _LEN)
+                header, at = vectors + done * MMSGHDR_BYTES, slots + done * SLOT_BYTES + HEADROOM
+                n_bytes = load32(header + LEN)
                 if is_here == 0 or n_bytes > _ROOM:
                     if n == max_packets or used + HEADROOM + n_bytes > data_bytes:
                         more = 0

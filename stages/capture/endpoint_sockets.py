@@ -6,6 +6,7 @@ tunnels may send it (RFC 6935, RFC 6936). The time of a datagram is that of its 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -19,7 +20,7 @@ from stages.capture.endpoint_kernels import SO_TIMESTAMPNS
 from stages.capture.errors import SourceError
 
 _IPPROTO_GRE, _IPPROTO_UDP, _UDP_NO_CHECK6_RX = 47, 17, 102  # linux/udp.h
-_SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55  # asm-generic/socket.h
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER, _SO_MEMINFO = 26, 27, 55  # asm-generic/socket.h
 _MEMINFO_DROPS, _MEMINFO_WORDS = 8, 9  # linux/sock_diag.h
 _BPF_RETURN = 0x06  # linux/filter.h BPF_RET | BPF_K
 
@@ -31,9 +32,16 @@ def families(input_: Input) -> list[socket.AddressFamily]:
     return [family for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)) if version in versions]
 
 
-def open_socket(input_: Input, family: socket.AddressFamily) -> socket.socket:
-    """Bound, and with a large buffer. SourceError in words."""
+def open_socket(input_: Input, family: socket.AddressFamily, lane: int) -> socket.socket:
+    """Bound, and with a large buffer; that of a worker before us, if the opener has kept it. SourceError in words."""
     name = described(input_)
+    kept = _kept_as(lane, family)
+    wanted = f"{name} {input_.buffer_bytes}"
+    with contextlib.suppress(OSError):  # an opener that hangs says so when it is to open one
+        if found := asking.find_kept(kept, wanted):
+            found.setblocking(False)
+            _take_all(found)
+            return found
     raw = input_.listen == "gre"
     try:
         opened = asking.open_socket(
@@ -52,11 +60,25 @@ def open_socket(input_: Input, family: socket.AddressFamily) -> socket.socket:
         if family == socket.AF_INET6 and not raw:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(_IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
+        with contextlib.suppress(OSError):  # then a worker that dies costs what its socket held
+            asking.keep(kept, wanted, opened)
         opened.bind((input_.address, 0 if raw else input_.port))
     except OSError as error:
-        opened.close()
+        end(opened, lane)
         raise SourceError(name, None, _in_words(error, input_)) from None
     return opened
+
+
+def _kept_as(lane: int, family: int) -> str:
+    return f"tunnel-{lane}-{int(family)}"
+
+
+def end(opened: socket.socket, lane: int) -> None:
+    """Close it for good: nobody is to take it over."""
+    family = opened.family
+    opened.close()
+    with contextlib.suppress(OSError):
+        asking.drop_kept(_kept_as(lane, family))
 
 
 def described(input_: Input) -> str:
@@ -68,6 +90,16 @@ def reject_all(opened: socket.socket) -> None:
     """From now on nothing new comes; what the socket holds stays."""
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
     opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(instruction)))
+
+
+def _take_all(opened: socket.socket) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it had rejected nothing
+        opened.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def identity(opened: socket.socket) -> int:
+    """No other socket has it, while this one is open anywhere."""
+    return os.fstat(opened.fileno()).st_ino
 
 
 def dropped(opened: socket.socket) -> int:

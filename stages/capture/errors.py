@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,17 +22,23 @@ class SourceError(TapmeshError):
 
 
 class AbsentError(SourceError):
-    """The interface is not there or down: it may come back."""
+    """The interface is not there: it may come back."""
+
+
+class DownError(AbsentError):
+    """It is there, and down."""
 
 
 def report(directory: Path, error: SourceError) -> None:
-    """Append the error to the report, unless it stands there: a worker that resumes meets the same one again."""
+    """Append the error to the report, unless it stands there: a worker that resumes meets the same one again. Where shared memory is full
+    only the log and `source_trouble` tell of it: no reason to play nothing more."""
     line = f"{error}\n".encode(errors="surrogateescape")
-    fd = os.open(directory / REPORT, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "rb", closefd=False) as file:
-            if line in file:
-                return
-        os.write(fd, line)
-    finally:
-        os.close(fd)
+    with contextlib.suppress(OSError):
+        fd = os.open(directory / REPORT, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "rb", closefd=False) as file:
+                if line in file:
+                    return
+            os.write(fd, line)
+        finally:
+            os.close(fd)

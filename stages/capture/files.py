@@ -16,7 +16,7 @@ import time
 
 from broker.core import log
 from broker.core.batch import Batch
-from broker.core.layout import PAGE
+from broker.core.layout import PAGE, SOURCE_FAILED
 from broker.core.metrics import index
 from broker.core.model import Input
 from broker.core.stage import Context, Generation
@@ -31,6 +31,7 @@ EVENTS = {"file_failed": "a capture file could not be read to its end; what came
 
 _FILE, _AT = index("capture", "source_file"), index("capture", "source_at")
 _STATE_A, _STATE_B = index("capture", "source_state_a"), index("capture", "source_state_b")
+_TROUBLE = index("capture", "source_trouble")
 _READS_PER_STEP = 256  # a file may hold gigabytes of blocks without packets, and a worker must show signs of life
 _GZIP = b"\x1f\x8b"
 
@@ -166,6 +167,7 @@ class Files:
         except SourceError as error:
             report(self._context.directory, error)
             self._log.error("file_failed", reason=str(error))
+            self._context.live[_TROUBLE + self._plays[self._next][0].slot] = SOURCE_FAILED
             self._next_file()
             return True
 

@@ -13,7 +13,7 @@ senders, address, port, key, vni, buffer_bytes |
 | counts | captured_*, filtered_in_kernel_packets, tags_restored, cut_packets, dropped_*; seen_packets; the position source_* |
 
 Received packets of an input are captured_packets, filtered_in_kernel_packets and everything dropped_*. What a crash costs: nothing
-for files; for an interface what the kernel held and the block that was not published (see `afpacket`).
+for files and, where an opener keeps its socket, for an interface (`afpacket`); for a tunnel input the block that was not published.
 """
 
 from __future__ import annotations

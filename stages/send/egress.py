@@ -24,7 +24,7 @@ from stages.send.rules import Rules
 from stages.send.runs import Runs
 
 BUFFER_BYTES = 1024 * 1024
-FIRST_DELAY_NS, LONGEST_DELAY_NS = 100_000_000, 5_000_000_000
+FIRST_DELAY_NS, LONGEST_DELAY_NS = 100_000_000, 500_000_000
 SAME_NOTICE_NS = 10_000_000_000
 UDP_SEGMENT = 103  # linux/udp.h
 
@@ -110,7 +110,7 @@ def _messages() -> NDArray[np.uint8]:
 
 
 class Retry:
-    """When to try again: after 0.1 s, then after twice as long each time, up to 5 s."""
+    """When to try again: after 0.1 s, then after twice as long each time, up to 0.5 s: what is well again is used again within a second."""
 
     def __init__(self) -> None:
         self._delay_ns = FIRST_DELAY_NS

@@ -115,12 +115,14 @@ class Broker:
 
 
 @contextlib.contextmanager
-def started(arguments: Sequence[object], name: str, directory: Path, *, level: str = "info") -> Iterator[Broker]:
+def started(
+    arguments: Sequence[object], name: str, directory: Path, *, level: str = "info", command: Sequence[str] = COMMAND
+) -> Iterator[Broker]:
     """A broker; afterwards nothing of it is left, whatever the test did."""
     log_path = directory / f"{name}-{next(_numbers)}.log"
     environment = {**os.environ, "TAPMESH_LOG_LEVEL": level}
     with log_path.open("w") as log, (directory / f"{name}.out").open("a") as out:
-        process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=out, stderr=log, text=True, env=environment)
+        process = subprocess.Popen([*command, *map(str, arguments)], stdout=out, stderr=log, text=True, env=environment)
     name = name or f"replay-{process.pid}"
     try:
         yield Broker(name, process, log_path)

@@ -286,3 +286,12 @@ def test_a_pace_that_is_none_is_refused_before_anything_runs(tmp_path: Path, sou
     assert result.returncode == 2
     assert "expected max, recorded, a factor such as 2x" in result.stderr
     assert not (tmp_path / "out.pcap").exists()
+
+
+def test_a_ledger_for_which_the_disk_has_no_room_is_told_in_words(tmp_path: Path, source: Path):
+    config = write_config(tmp_path / "c.yaml", source, to=tmp_path / "unused.pcap")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ledger.json").symlink_to("/dev/full")
+    done = tapmesh("replay", source, "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(f"{tmp_path}/out/ledger.json: No space left on device")

@@ -68,3 +68,20 @@ def test_a_reader_that_has_died_is_survived() -> None:
     ran = subprocess.run([sys.executable, "-c", WRITER, "5", "10"], stderr=writer, timeout=DEADLINE_S, check=False)
     os.close(writer)
     assert ran.returncode == 0
+
+
+def test_lines_for_which_the_disk_has_no_room_are_counted() -> None:
+    program = """
+import os
+from broker.core import log
+log.configure()
+kept, full = os.dup(2), os.open("/dev/full", os.O_WRONLY)
+os.dup2(full, 2)
+for _ in range(3):
+    log.get().info("lost")
+os.dup2(kept, 2)
+log.get().info("last")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=True)
+    (line,) = ran.stderr.splitlines()
+    assert '"lines_lost": 3' in line

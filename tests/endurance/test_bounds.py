@@ -31,6 +31,7 @@ from broker.core.messages import MessageError
 from broker.core.model import Config, Input, Map, Rule, Tool, Tunnel
 from broker.core.rule_counts import COUNTS
 from broker.privileges import asking, opener
+from broker.privileges.kept import Kept
 from broker.supervisor import generation, hostlink, http, numbers, rule_counts
 from broker.supervisor.hostlink import HostError, HostLink
 from broker.supervisor.http import HttpServer
@@ -175,7 +176,7 @@ def test_a_host_that_is_asked_nonsense_refuses_and_lives(raw: bytes, monkeypatch
 def test_an_opener_that_is_asked_nonsense_refuses_and_lives(raw: bytes) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.send(raw)
-    opener.answer(ours)
+    opener.answer(ours, Kept())
     assert msgpack.unpackb(theirs.recv(4096)) == {"errno": errno.EINVAL}
     ours.close()
     theirs.close()
@@ -195,7 +196,7 @@ def test_an_opener_takes_no_name_that_no_interface_can_have(order: str, name: An
     before = descriptors()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.send(msgpack.packb({"do": order, "name": name}))
-    opener.answer(ours)
+    opener.answer(ours, Kept())
     raw, fds, _, _ = socket.recv_fds(theirs, 4096, 1)
     assert msgpack.unpackb(raw)["errno"] == (errno.ENODEV if isinstance(name, str) else errno.EINVAL)
     assert fds == []
@@ -215,7 +216,7 @@ def test_an_opener_leaves_no_descriptor_behind_of_a_socket_that_it_cannot_make(a
         theirs.send(
             msgpack.packb({"do": "open_socket", **wanted, **arguments}) if max(map(_size, arguments.values())) < 1 << 64 else b"\xc1"
         )
-        opener.answer(ours)
+        opener.answer(ours, Kept())
         assert msgpack.unpackb(theirs.recv(4096))["errno"] != 0
         ours.close()
         theirs.close()

@@ -1,4 +1,4 @@
-"""The lock of a name, the room in shared memory, what is held of processes, and what health says of interfaces."""
+"""The lock of a name, the room in shared memory, what is held of processes, and what health says of inputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from broker.core.errors import TapmeshError
 from broker.core.flow_layout import WHAT_USED, FlowSizes
 from broker.core.flow_model import Flows
 from broker.core.flow_ring import FlowMemory, create_flows
-from broker.core.layout import TOOL_DEAD, TOOLS, Geometry
+from broker.core.layout import SOURCE_ABSENT, SOURCE_DOWN, SOURCE_FAILED, SOURCE_NO_LINK, TOOL_DEAD, TOOLS, Geometry
+from broker.core.metrics import index
 from broker.core.model import Config, Group, Input, Tool
 from broker.core.shm import create_pipeline, pipeline_directory
 from broker.supervisor import prepare
-from broker.supervisor.health import group_troubles, interface_troubles
 from broker.supervisor.lock import AlreadyRunningError, hold, lock_path
 from broker.supervisor.processes import Process, attach, belongs, find
+from broker.supervisor.troubles import group_troubles, input_troubles
 from tests.waiting import until
 
 HOLDER = """
@@ -150,16 +151,22 @@ def test_sweep_takes_only_what_belongs_to_dead_processes(shm: Path):
     assert sorted(p.name for p in shm.iterdir()) == sorted([f"tapmesh-replay-{os.getpid()}", "tapmesh-replay-of-mine", "tapmesh-other"])
 
 
-def test_health_names_interfaces_that_cannot_receive(tmp_path: Path):
-    for name, flags, carrier in (("up0", "0x1003", "1"), ("down0", "0x1002", "0"), ("nolink0", "0x1003", "0")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "flags").write_text(flags + "\n")
-        (tmp_path / name / "carrier").write_text(carrier + "\n")
-    inputs = [Input(name, "afpacket", interface=name) for name in ("up0", "down0", "nolink0", "gone0")] + [Input("file", "pcap")]
-    assert interface_troubles(Config("n", tuple(inputs), (), ()), tmp_path) == [
-        "input down0: interface down0 is down",
-        "input nolink0: interface nolink0 has no link",
-        "input gone0: there is no interface gone0",
+def test_health_names_inputs_of_which_nothing_can_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAPMESH_SHM", str(tmp_path))
+    pipeline = create_pipeline("inputs", [Geometry(), Geometry()])
+    inputs = [Input(name, "afpacket", slot, interface=f"{name}0") for slot, name in enumerate(("up", "down", "nolink", "gone"))]
+    files = [Input("file", "pcap", 4, files=("/in/a.pcap",)), Input("whole", "pcap", 5, files=("/in/b.pcap",))]
+    config = Config("n", (*inputs, *files), (), ())
+    assert list(input_troubles(config, pipeline)) == []
+    at = index("capture", "source_trouble")
+    pipeline.lanes[0].live[0, at + 1], pipeline.lanes[1].live[0, at + 2] = SOURCE_DOWN, SOURCE_NO_LINK
+    pipeline.lanes[1].live[0, at + 3], pipeline.lanes[0].live[0, at + 4] = SOURCE_ABSENT, SOURCE_FAILED
+    (pipeline.directory / "source-error").write_text("/in/a.pcap: byte 40: too long\n/in/b.pcap: byte 9: of another input\n")
+    assert list(input_troubles(config, pipeline)) == [
+        "input down: interface down0 is down",
+        "input nolink: interface nolink0 has no link",
+        "input gone: there is no interface gone0",
+        "input file: /in/a.pcap: byte 40: too long",
     ]
 
 
