@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tests.endurance.fuzz_targets import Target
 
 KEPT = Path(__file__).resolve().parents[2] / ".cache" / "fuzz"
+WATCHED = ("broker", *(f"stages.{name}" for name in ("host", "capture.files", "capture.pcap", "capture.pcapng", "capture.window")))
+"""What is instrumented: not kernels, which are compiled from what they are."""
 _PIECES = (
     b"",
     b"\0",
@@ -109,7 +111,7 @@ def main(name: str, what: str) -> int:
     if has_guide:
         import atheris
 
-        watched = atheris.instrument_imports(include=["broker", "stages"])
+        watched = atheris.instrument_imports(include=list(WATCHED))
     with watched:
         from tests.endurance.fuzz_targets import TARGETS
     target = TARGETS[name]
