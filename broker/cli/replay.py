@@ -29,6 +29,7 @@ from broker.core.model import STDOUT, Config
 from broker.supervisor.prepare import sweep
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
+from broker.supervisor.troubles import dropped_records
 
 NAME = "replay-"
 GIVE_UP_AFTER = 8
@@ -127,7 +128,7 @@ def _conclude(arguments: argparse.Namespace, outcome: Outcome) -> int:
             troubles.append(
                 f"tool {tool.tool!r}: {unwritten:,} of {tool.wanted_frames:,} frames could not be written; the reason is logged above"
             )
-    for trouble in (*troubles, *outcome.ledger.faults()):
+    for trouble in (*troubles, *outcome.ledger.faults(), *dropped_records(outcome.snapshot.exports)):
         print(trouble, file=sys.stderr)
     if outcome.stopped_by:
         print(f"stopped by {signal.Signals(outcome.stopped_by).name} before the end", file=sys.stderr)

@@ -18,6 +18,7 @@ from broker.core.model import Config
 from broker.privileges import capabilities
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
+from broker.supervisor.troubles import dropped_records
 
 DEFAULT_CONFIG = Path("/etc/tapmesh/tapmesh.yaml")
 
@@ -57,6 +58,8 @@ def _become(user: str) -> None:
         raise TapmeshError(f"--user {user}: there is no such user") from None
     except OSError as error:
         raise TapmeshError(f"--user {user}: {error.strerror}; that takes root, or CAP_SETUID and CAP_SETGID") from None
+    if not os.access(sys.executable, os.X_OK):
+        raise TapmeshError(f"--user {user}: may not run {sys.executable}: install tapmesh where that user can reach it")
 
 
 def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, progress: Progress) -> Outcome:
@@ -78,7 +81,7 @@ def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, p
 def conclude(outcome: Outcome, told: TextIO) -> int:
     """The tables, what went wrong, and the exit status."""
     print(report.whole(outcome.snapshot, outcome.ledger), file=told, flush=True)
-    for trouble in (*outcome.source_errors, *outcome.problems):
+    for trouble in (*outcome.source_errors, *outcome.problems, *dropped_records(outcome.snapshot.exports)):
         print(trouble, file=sys.stderr)
     clean = outcome.ledger.balanced and not outcome.ledger.in_flight and not outcome.problems and not outcome.source_errors
     return 0 if clean else 1

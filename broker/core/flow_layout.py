@@ -27,7 +27,7 @@ import numpy as np
 from broker.core.layout import LINE, PAGE
 
 FLOWS_MAGIC = 0x314C_4653_4D50_4154  # "TAPMSFL1" little-endian
-FLOWS_VERSION = 1
+FLOWS_VERSION = 2
 
 NAME_BYTES = 112
 EXPORTS = 32
@@ -173,6 +173,7 @@ EXPORT = np.dtype(
         ("since_ns", "<i8"),  # wall clock: when that was last so
         ("sequence", "<i8"),  # of IPFIX and NetFlow: the number of the next message or record
         ("sequence_b", "<i8"),  # for the export's own use
+        ("refusing", "<i8"),  # of the store. 1: the spool drops what comes
     ],
     align=True,
 )

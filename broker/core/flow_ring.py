@@ -115,12 +115,22 @@ def _left_in(memory: FlowMemory) -> Left:
     return Left(int(live.sum()), len(numbers), packets)
 
 
+COMPANIONS = ("export", "store")
+"""The processes that have a heartbeat, in the order of `open_beats`."""
+
+
 def exports_path(directory: Path) -> Path:
     return directory / "exports"
 
 
 def create_exports(directory: Path) -> None:
     map_file(exports_path(directory), size=layout.EXPORT.itemsize * layout.EXPORTS, create=True)
+    map_file(directory / "companions", size=8 * len(COMPANIONS), create=True)
+
+
+def open_beats(directory: Path) -> NDArray[np.int64]:
+    """int64[COMPANIONS], each written by its process alone: when it was last seen to go on, CLOCK_MONOTONIC in ns."""
+    return map_file(directory / "companions").view("<i8")
 
 
 def name_exports(directory: Path, names: Sequence[str]) -> None:

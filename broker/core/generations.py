@@ -24,6 +24,13 @@ def write_generation(directory: Path, number: int, config: Config, image: bytes)
         scratch.rename(directory / name)
 
 
+def forget_generation(directory: Path, number: int) -> None:
+    """What was written of one that nobody has been told of, whole or not: its room is needed."""
+    for part in ("policy", "rules", "generation"):
+        (directory / f"{part}-{number}").unlink(missing_ok=True)
+        (directory / f".{part}-{number}").unlink(missing_ok=True)
+
+
 def read_generation(directory: Path, number: int, *, rules: bool = True) -> Generation:
     """PipelineError in words when it is not there; the image is mapped read-only and shared by all who read it. The path stands still
     while its workers read: they want no `rules`, for the image has them."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from broker.core.errors import PipelineError
+from broker.core.errors import PipelineError, VersionError
 from broker.core.messages import MessageError, unpack
 from broker.core.model import Config
 
@@ -74,8 +74,8 @@ def _read(declared: Any, plain: Any, path: str) -> Any:
 def _record(cls: type, plain: dict[str, Any], path: str) -> Any:
     hints = _hints(cls)
     if unknown := plain.keys() - hints.keys():
-        raise PipelineError(f"configuration of a generation: {path}: unknown {sorted(unknown)}; another version wrote it")
+        raise VersionError(f"configuration of a generation: {path}: unknown {sorted(unknown)}; another version wrote it")
     needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if missing := needed - plain.keys():
-        raise PipelineError(f"configuration of a generation: {path}: {sorted(missing)} missing; another version wrote it")
+        raise VersionError(f"configuration of a generation: {path}: {sorted(missing)} missing; another version wrote it")
     return cls(**{name: _read(hints[name], item, f"{path}.{name}") for name, item in plain.items()})

@@ -20,7 +20,7 @@ from broker.core.flow_ring import FlowMemory, RecordReader
 from broker.core.shm import Pipeline
 from broker.flows.export.messages import ExportContext, Lost
 from broker.flows.meters import Meter, store_meter
-from broker.flows.pipeline import STORE_ROW, ExportRows, Following, spool_directory
+from broker.flows.pipeline import STORE_ROW, Beat, ExportRows, Following, spool_directory
 from broker.flows.segments import Header, Rows
 from broker.flows.spool import Spool
 from broker.flows.stopping import Stopping
@@ -99,7 +99,7 @@ class Exporter:
         make_sink: MakeSink = _make_sink,
         make_prepare: Callable[[Flows], Prepare] = _make_prepare,
     ) -> None:
-        self._following = Following(pipeline)
+        self._following, self._beat = Following(pipeline), Beat(pipeline, "export")
         self._exports = ExportRows(pipeline)
         self._make_sink, self._make_prepare = make_sink, make_prepare
         config = self._following.config
@@ -129,6 +129,7 @@ class Exporter:
         self._log.info("exporter_started", exports=sorted(self._sinks), store=self._flows.store.kind if self._flows.store else "")
         awake_until = 0.0
         while not stopping.asked:
+            self._beat()
             if self.step():
                 awake_until = time.monotonic() + EVERY_S
             stopping.sleep(
@@ -196,7 +197,14 @@ class Exporter:
         if store is None:
             return None
         header = Header("flows", self._context.node, self._run, dict(self._context.inputs))
-        spool = Spool(spool_directory(store), header, self._store_row, flush_s=store.flush_s, max_bytes=store.spool_bytes)
+        spool = Spool(
+            spool_directory(store),
+            header,
+            self._store_row,
+            flush_s=store.flush_s,
+            max_bytes=store.spool_bytes,
+            keeps_room=store.kind == "parquet",  # the other stores have disks of their own
+        )
         for lane in self._lanes:
             lane.known_below = spool.next_number(lane.number)
         return spool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from broker.core import log
 from broker.core.errors import PipelineError
 from broker.core.flow_layout import EXPORT
 from broker.core.flow_model import Store
-from broker.core.flow_ring import open_exports
+from broker.core.flow_ring import COMPANIONS, open_beats, open_exports
 from broker.core.generations import read_generation
 from broker.core.model import Config
 from broker.core.shm import Pipeline
 
 STORE_ROW = "store"
-"""Of `exports`. The exporter writes dropped_* and, while it lives, waiting_records, the store process all others: `sequence` is how many
-records have expired, `sequence_b` how many bytes the store holds."""
+"""Of `exports`. The exporter writes dropped_*, refusing and, while it lives, waiting_records, the store process all others: `sequence` is
+how many records have expired, `sequence_b` how many bytes the store holds."""
 
 
 def spool_directory(store: Store) -> Path:
@@ -52,6 +53,16 @@ class Following:
             return False
         self._number = number
         return True
+
+
+class Beat:
+    """Says that process `what` (of COMPANIONS) goes on. When it does not, it is killed; how soon says `supervisor.companions`."""
+
+    def __init__(self, pipeline: Pipeline, what: str) -> None:
+        self._beats, self._at = open_beats(pipeline.directory), COMPANIONS.index(what)
+
+    def __call__(self) -> None:
+        self._beats[self._at] = time.monotonic_ns()
 
 
 class ExportRows:

@@ -3,12 +3,15 @@
 | state of a row | becomes | when |
 |---|---|---|
 | in `flows-L` | appended, and then released there | written whole to the open segment |
-| in `flows-L` | dropped, counted, and then released there | the spool is full, or the disk refuses it |
+| in `flows-L` | dropped, counted, and then released there | the spool is full, the disk refuses it, or only room to store with is left |
 | appended | closed | its segment is large or old enough, and all its rows are released |
 | closed | stored | the store has acknowledged the segment, which is removed then |
 
 A segment is closed only when the ring has no row of it any more. So what an exporter that died had appended and not released is in an
 open file, and the next exporter finds there which numbers not to append again.
+
+Where the store writes to the same disk (`keeps_room`), as many bytes as the largest segment has, and ROOM_BYTES, stay free: only a segment
+that is stored makes room, and that takes room first.
 
 fdatasync and rename happen in a thread of their own, in order: a slow disk must not hold up who reads the rings.
 """
@@ -45,6 +48,8 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 """A store takes a segment at once, and needs memory in proportion."""
 LOOK_S = 1.0
 """How often it is looked what the store has removed, when nothing presses."""
+ROOM_BYTES = 64 * 1024
+"""What a few rows take in a file of their own, and directories."""
 _HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -59,15 +64,15 @@ class _Open:
 
 
 class Spool:
-    """`row` is an EXPORT row: dropped_* and waiting_records are kept here, all other columns belong to the store process.
+    """`row` is an EXPORT row: dropped_*, refusing and waiting_records are kept here, all other columns belong to the store process.
 
     TapmeshError when the directory cannot be used, now or later; OSError when that may pass."""
 
-    def __init__(self, directory: Path, header: Header, row: Any, *, flush_s: float, max_bytes: int) -> None:
+    def __init__(self, directory: Path, header: Header, row: Any, *, flush_s: float, max_bytes: int, keeps_room: bool = False) -> None:
         self.directory, self._row = directory, row
         self._header = header  # `kind` is that of the segment
         self._flush_ns = int(flush_s * 0.7e9)  # the store wants some of that time too
-        self._max_bytes = max_bytes
+        self._max_bytes, self._keeps_room = max_bytes, keeps_room
         self._segment_bytes = max(1 << 20, min(SEGMENT_BYTES, max_bytes // 8))
         self._log = log.get(spool=str(directory))
         self._refused = ""
@@ -76,7 +81,9 @@ class Spool:
         self._tasks: deque[tuple[Future[None], int]] = deque()  # and how many records are in the segment
         self._open: dict[str, _Open] = {}
         self._numbers: dict[int, int] = {}
-        self._id = self._waiting = self._used = 0
+        self._id = self._waiting = self._used = self._largest = 0
+        self._pressed = False  # the open segments take the room that is missing
+        row["refusing"] = 0
         self._take_over()
         self._look()
 
@@ -100,6 +107,7 @@ class Spool:
         elif self._refused:
             self._log.info("spool_resumed", dropped_records=int(self._row["dropped_records"]))
             self._refused = ""
+        self._row["refusing"] = bool(reason)
         self._tell()
         return not reason
 
@@ -109,9 +117,13 @@ class Spool:
         self._header = Header("flows", self._header.node, self._header.run, inputs)
         for kind, one in list(self._open.items()):
             if one.n_rows and (
-                one.n_bytes >= self._segment_bytes or now_ns - one.since_ns >= self._flush_ns or one.header.inputs != inputs
+                one.n_bytes >= self._segment_bytes
+                or now_ns - one.since_ns >= self._flush_ns
+                or one.header.inputs != inputs
+                or self._pressed
             ):
                 self._close(kind)
+        self._pressed = False
         while self._tasks and self._tasks[0][0].done():
             self._judge(self._tasks.popleft()[0])
         if now_ns - self._looked_ns >= LOOK_S * 1e9:
@@ -125,14 +137,16 @@ class Spool:
         while self._tasks:
             self._judge(self._tasks.popleft()[0])
         self._look()
+        self._row["refusing"] = 0
         release(self._lock)
 
     def _write(self, kind: str, rows: NDArray[np.void]) -> str:
         """Why not, in words; empty: written."""
         if self._used + rows.nbytes > self._max_bytes:
             self._look()
-            if self._used + rows.nbytes > self._max_bytes:
-                return f"{self._used:,} of {self._max_bytes:,} bytes are in use"
+        if reason := self._no_room(kind, rows.nbytes):
+            self._pressed = True
+            return reason
         try:
             one = self._open.get(kind) or self._begin(kind)
         except OSError as error:
@@ -151,6 +165,18 @@ class Spool:
         one.n_bytes += len(view)
         self._used += len(view)
         return ""
+
+    def _no_room(self, kind: str, n_bytes: int) -> str:
+        """In words, if `n_bytes` more are too many for us, or would leave too little to store a segment."""
+        if self._used + n_bytes > self._max_bytes:
+            return f"{self._used:,} of {self._max_bytes:,} bytes are in use"
+        if not self._keeps_room:
+            return ""
+        one = self._open.get(kind)
+        needed = max(self._largest, n_bytes + (one.n_bytes if one else 0)) + ROOM_BYTES
+        disk = os.statvfs(self.directory)
+        free = disk.f_bavail * disk.f_frsize
+        return f"{free:,} bytes are free on the disk, and {needed:,} have to stay to store what waits" if free - n_bytes < needed else ""
 
     def _begin(self, kind: str) -> _Open:
         header = Header(kind, self._header.node, self._header.run, self._header.inputs)
@@ -174,6 +200,7 @@ class Spool:
     def _close(self, kind: str) -> None:
         one = self._open.pop(kind)
         self._waiting += one.n_rows if kind == "flows" else 0
+        self._largest = max(self._largest, one.n_bytes)
         self._tasks.append((self._thread.submit(_finish, one), one.n_rows if kind == "flows" else 0))
 
     def _judge(self, task: Future[None]) -> None:
@@ -185,7 +212,12 @@ class Spool:
         self._looked_ns = time.monotonic_ns()
         self._used = segments.used_bytes(self.directory)
         closing = sum(n_records for task, n_records in self._tasks if not task.done())
-        self._waiting = closing + sum(s.n_rows for s in segments.closed(self.directory) if s.kind == "flows")
+        waiting = segments.closed(self.directory)
+        self._waiting = closing + sum(s.n_rows for s in waiting if s.kind == "flows")
+        if not self._tasks:
+            self._largest = max((s.n_rows * segments.KINDS[s.kind].itemsize for s in waiting), default=0)
+        if self._refused and not self._no_room("flows", ROOM_BYTES):  # nothing may come for long that would find it
+            self._row["refusing"] = 0
         self._tell()
 
     def _tell(self) -> None:

@@ -41,8 +41,8 @@ _ORDERS = {
     "release": orders.release,
     "rules_passed_by": orders.rules_passed_by,
 }
-_WORDS = ("name", "described")  # of the arguments; the others are numbers
 _MAKES = ("open_socket", "open_tap", "find")  # a descriptor
+_WORDS = ("name", "described")
 
 
 def main() -> int:
@@ -106,8 +106,8 @@ def answer(connection: socket.socket, kept: Kept) -> None:
         raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
         request = unpack_map(raw, do=str)
         do = request.pop("do")
-        if any(type(value) is not (str if name in _WORDS else int) for name, value in request.items()):
-            raise MessageError("an argument of another type")
+        if any(type(value) not in (int, str) or (type(value) is str) != (name in _WORDS) for name, value in request.items()):
+            raise MessageError("all arguments are numbers but the name and how it is described")
         if do == "keep":
             request["fd"] = fds[0]
         value: Any = (_ORDERS[do] if do in _ORDERS else _of_kept(kept)[do])(**request)  # type: ignore[operator]

@@ -7,6 +7,7 @@ stopped last; a supervisor that takes over finds them by their command lines.
 | store | their records are to stay |
 
 They belong to the pipeline, not to the supervisor: without one they go on. Exit status 78 means that starting again would be of no use.
+One that has not beaten for PATIENCE_NS is stuck, killed and started again.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.core.errors import EXIT_CONFIG
 from broker.core.flow_model import Flows
+from broker.core.flow_ring import COMPANIONS, open_beats
+from broker.core.shm import pipeline_directory
 from broker.supervisor import plan
 from broker.supervisor.processes import Process, attach, find
 
 MODULE = "broker.flows"
-ORDER = ("export", "store")
+ORDER = COMPANIONS
 """In which they are stopped: who hands over before who takes."""
+PATIENCE_NS = {"export": 10 * plan.SECOND_NS, "store": 100 * plan.SECOND_NS}
+"""How long each may do one thing. A store may wait half a minute for the answer to each of a few requests."""
+SLOW_NS = 10 * plan.SECOND_NS
+"""After so long it is told as trouble."""
 
 
 @dataclass
@@ -35,6 +45,7 @@ class _Companion:
     child: subprocess.Popen[bytes] | None  # None: a former supervisor's
     since_ns: int
     asked_to_stop: bool = False
+    killed: bool = False
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Companions:
         self.name, self.log = name, log
         self._running: dict[str, _Companion] = {}
         self._books: dict[str, _Book] = {}
+        self._beats: NDArray[np.int64] | None = None  # there is none before the pipeline has its memory
 
     def adopt(self) -> None:
         for pid, kind in find(self.name, MODULE).items():
@@ -76,8 +88,9 @@ class Companions:
     def fds(self) -> list[int]:
         return [c.process.fd for c in self._running.values() if c.process.fd >= 0]
 
-    def tick(self, flows: Flows | None, now_ns: int) -> None:
-        """Have those run that should; forget those that have ended."""
+    def tick(self, flows: Flows | None, now_ns: int, watching_since_ns: int = 0) -> None:
+        """Have those run that should; forget those that have ended, and end those that are stuck. `watching_since_ns`: since when the
+        supervisor has been running without a pause."""
         names = wanted(flows)
         for name, companion in list(self._running.items()):
             if not companion.process.alive():
@@ -85,6 +98,10 @@ class Companions:
             elif name not in names and not companion.asked_to_stop:
                 companion.process.send(signal.SIGTERM)
                 companion.asked_to_stop = True
+            elif not companion.killed and (silent_ns := self._silent_ns(name, now_ns, watching_since_ns)) > self._patience_ns(name):
+                companion.process.send(signal.SIGKILL)
+                companion.killed = True
+                self.log.error("companion_killed", process=name, reason=f"no heartbeat for {silent_ns / plan.SECOND_NS:.1f} s")
         for name in names:
             book = self._books.setdefault(name, _Book())
             if name not in self._running and not book.given_up and now_ns >= book.not_before_ns:
@@ -132,13 +149,27 @@ class Companions:
         """Another configuration may do for one that was given up."""
         self._books.clear()
 
-    def troubles(self, flows: Flows | None) -> list[str]:
+    def _beat_ns(self, name: str) -> int:
+        if self._beats is None:
+            self._beats = open_beats(pipeline_directory(self.name))
+        return int(self._beats[COMPANIONS.index(name)])
+
+    def _patience_ns(self, name: str) -> int:
+        has_begun = self._beat_ns(name) >= self._running[name].since_ns
+        return PATIENCE_NS[name] if has_begun else max(PATIENCE_NS[name], plan.STARTING_NS)
+
+    def _silent_ns(self, name: str, now_ns: int, watching_since_ns: int) -> int:
+        return now_ns - max(self._beat_ns(name), self._running[name].since_ns, watching_since_ns)
+
+    def troubles(self, flows: Flows | None, now_ns: int, watching_since_ns: int) -> list[str]:
         """In words, what is wrong."""
-        return [
-            f"{name} of flow records is down" + (" for good" if self._books.get(name, _Book()).given_up else "")
-            for name in wanted(flows)
-            if name not in self._running
-        ]
+        words = []
+        for name in wanted(flows):
+            if name not in self._running:
+                words.append(f"{name} of flow records is down" + (" for good" if self._books.get(name, _Book()).given_up else ""))
+            elif (silent_ns := self._silent_ns(name, now_ns, watching_since_ns)) > SLOW_NS:
+                words.append(f"{name} of flow records has no heartbeat for {silent_ns / plan.SECOND_NS:.0f} s")
+        return words
 
     def stop(self, flows: Flows | None, within_s: float) -> list[str]:
         """One after the other: each hands over what is there, and one that has died is started for that once more. Returns those that had

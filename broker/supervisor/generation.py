@@ -18,9 +18,9 @@ from broker.config.diff import diff
 from broker.config.lanes import SEGMENT_FRAMES, copies_in
 from broker.config.slots import Slots, assign_slots, remember
 from broker.core import messages
-from broker.core.errors import TapmeshError
+from broker.core.errors import PipelineError, TapmeshError
 from broker.core.flow_ring import name_exports
-from broker.core.generations import remove_generations_before, write_generation
+from broker.core.generations import forget_generation, remove_generations_before, write_generation
 from broker.core.model import Config
 from broker.core.rule_counts import create_rule_counts
 from broker.core.shm import Pipeline
@@ -34,8 +34,12 @@ Compile = Callable[[Config], bytes]
 def write_slots(directory: Path, slots: Slots) -> None:
     """Keep the names of all slots that were ever given, for the next supervisor and for who reads the counters."""
     scratch = directory / ".slots"
-    scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
-    scratch.rename(directory / "slots")
+    try:
+        scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
+        scratch.rename(directory / "slots")
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_slots(directory: Path) -> Slots:
@@ -110,7 +114,10 @@ class InForce:
             write_slots(directory, slots)
             if config.flows is not None:
                 name_exports(directory, [e.name for e in config.flows.exports] + (["store"] if config.flows.store else []))
-        except OSError as error:
+        except (OSError, PipelineError) as error:
+            forget_generation(directory, number)
+            if isinstance(error, PipelineError):
+                raise
             raise TapmeshError(f"{directory}: generation {number} cannot be written: {error.strerror}") from None
         self.config, self.slots = config, slots
         self.pipeline.header[0]["generation"] = number

@@ -24,7 +24,7 @@ def health(session: Session) -> list[str]:
     seen, books = session.last
     words += plan.unhealthy(seen, books, now, session.watching_since_ns)
     if session.force.config is not None:
-        words += session.companions.troubles(session.force.config.flows)
+        words += session.companions.troubles(session.force.config.flows, now, session.watching_since_ns)
         words += troubles(session.force.config, session.pipeline)
     return words
 

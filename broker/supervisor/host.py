@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -104,7 +105,11 @@ class HostKeeper:
         """End it, and with it every worker that it still has."""
         if self._link is not None:
             try:
-                self._link.request(do="quit", force=True)
+                if self._link.ready:
+                    self._link.request(do="quit", force=True)
+                else:  # it answers nobody before its kernels are compiled, which another process does for it
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._link.process.pid, signal.SIGKILL)
             except HostError as error:
                 self.log.warning("host_killed", reason=str(error))
             self._link.reap(2.0)

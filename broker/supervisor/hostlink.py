@@ -81,7 +81,8 @@ class HostLink:
         """Take in messages until one is an answer, or none is left and `wait_s` is over."""
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
-        while self.connected and poller.poll(wait_s * 1000):
+        until = time.monotonic() + wait_s  # events may come for minutes
+        while self.connected and poller.poll(max(0.0, until - time.monotonic()) * 1000):
             try:
                 raw = self._socket.recv(MESSAGE_BYTES)
             except OSError:

@@ -4,7 +4,7 @@ supervisor or without one, in whatever network namespace, reads what the workers
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +54,24 @@ def group_troubles(config: Config, tool_state: NDArray[np.int64]) -> list[str]:
 
 
 def export_troubles(config: Config, directory: Path) -> Iterator[str]:
-    """Where records wait because the last attempt to hand some over was refused."""
+    """Where records are dropped, or wait because the last attempt to hand some over was refused."""
     if config.flows is None:
         return
     for row in read_exports(directory):
         if row["errors"] and not row["connected"] and int(row["waiting_records"]):
             what = "the store of flow records" if row["name"] == "store" else f"export {row['name']}"
             yield f"{what} refuses: {int(row['waiting_records']):,} records wait"
+        if row["refusing"]:
+            yield f"there is no room for flow records: {int(row['dropped_records']):,} are dropped by now"
+
+
+def dropped_records(exports: Iterable[dict[str, int | str]]) -> list[str]:
+    """What each export, and the store, has dropped. Counted, so no fault of the run: as packets that a tool did not take."""
+    return [
+        f"{row['name']}: {int(row['dropped_records']):,} flow records were dropped, of {int(row['dropped_packets']):,} packets"
+        for row in exports
+        if row["dropped_records"]
+    ]
 
 
 def source_errors(directory: Path) -> list[str]:

@@ -92,15 +92,15 @@ class Broker:
     def pids(self) -> dict[tuple[str, int], int]:
         return {key: int(self.pipeline().lanes[0].workers[i]["pid"]) for i, key in enumerate(self.pipeline().lanes[0].geometry.workers)}
 
-    def wait_again(self, kind: str, old_pid: int, worker: int = 0) -> None:
+    def wait_again(self, kind: str, old_pid: int, worker: int = 0, lane: int = 0) -> None:
         def again() -> bool:
-            row = self.row(kind, worker)
+            row = self.row(kind, worker, lane)
             return int(row["pid"]) != old_pid and int(row["state"]) in (layout.STATE_RUNNING, layout.STATE_FINISHED)
 
         until(again, f"{kind} to come back")
 
-    def kill(self, kind: str, worker: int = 0, number: int = signal.SIGKILL) -> int:
-        pid = int(self.row(kind, worker)["pid"])
+    def kill(self, kind: str, worker: int = 0, number: int = signal.SIGKILL, lane: int = 0) -> int:
+        pid = int(self.row(kind, worker, lane)["pid"])
         os.kill(pid, number)
         return pid
 

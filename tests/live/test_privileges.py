@@ -17,6 +17,7 @@ import msgpack
 import pytest
 
 from broker.core.shm import pipeline_directory
+from broker.privileges import asking
 from broker.supervisor.companions import MODULE as COMPANIONS
 from broker.supervisor.opener import MODULE as OPENER
 from broker.supervisor.processes import belongs, find
@@ -103,7 +104,8 @@ def test_only_the_opener_has_capabilities_and_every_process_is_in_its_role(wires
 @pytest.fixture
 def nobodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of user nobody, with kernels that it may use."""
-    asked = [sys.executable, "-I", "-c", "import broker.cli.main"]
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-I', '-c', 'import broker.cli.main'], check=True)"
+    asked = [sys.executable, "-I", "-c", again]
     if subprocess.run(["setpriv", "--reuid", str(NOBODY), "--clear-groups", *asked], capture_output=True, check=False).returncode:
         pytest.skip(f"user nobody cannot reach the interpreter of these tests ({sys.executable}) or what it imports")
     with tempfile.TemporaryDirectory(prefix="tapmesh-test-") as name:
@@ -217,6 +219,40 @@ def test_an_opener_that_died_is_told_and_what_is_open_goes_on(wires: Wires, tmp_
         until(lambda: broker.events("opener_died"), "the supervisor to say so")
         arrives(wires, receiver, 20)
         assert broker.stop() == 0, broker.stderr
+
+
+def test_an_opener_that_died_is_followed_by_one_that_keeps_what_it_kept(wires: Wires, tmp_path: Path) -> None:  # noqa: F811
+    name = unique_name()
+    with contextlib.ExitStack() as stack:
+        first = start(wires, tmp_path, stack, name)
+        receiver = Receiver(wires.c, socket.AF_INET)
+        stack.callback(receiver.socket.close)
+        os.kill(*openers(name), signal.SIGKILL)
+        until(lambda: first.events("opener_died"), "the supervisor to say so")
+        first.process.kill()
+        first.process.wait()
+        second = start(wires, tmp_path, stack, name)
+        until(lambda: kept_of(name) == {"capture-0"}, "the new opener to keep capture's socket")
+        arrives(wires, receiver, 20)
+        capture = second.kill("capture", number=signal.SIGSTOP)
+        send(wires.a, "a0", [udp_frame("10.1.0.1", 1, "10.1.0.2", 53, bytes([n])) for n in range(20)])
+        os.kill(capture, signal.SIGKILL)
+        second.wait_again("capture", capture)
+        arrives(wires, receiver, 60)
+        assert second.stop() == 0, second.stderr
+        assert second.ledger()["ledger"]["packets"]["received"] == 60
+
+
+def kept_of(name: str) -> set[str]:
+    """What the opener of the pipeline keeps."""
+    try:
+        asking.use(pipeline_directory(name))
+        found = asking.all_kept()
+    finally:
+        asking.use(Path("/nowhere"))
+    for kept in found:
+        kept.socket.close()
+    return {kept.name for kept in found}
 
 
 @pytest.mark.parametrize(

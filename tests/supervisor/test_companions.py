@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from broker.cli.run import conclude
 from broker.core import log
 from broker.core.flow_model import Export, Flows, Store
-from broker.core.flow_ring import FlowMemory, Left, left_of, open_exports
+from broker.core.flow_ring import FlowMemory, Left, left_of, open_beats, open_exports
 from broker.core.shm import Pipeline
 from broker.supervisor import supervisor
-from broker.supervisor.companions import Companions
+from broker.supervisor.companions import ORDER, PATIENCE_NS, Companions, _Companion
 from broker.supervisor.ledger import balance
+from broker.supervisor.processes import Process
 from broker.supervisor.session import Session
 from broker.supervisor.snapshot import Names, Reader
 from tests.flows.feeder import Feeder, config, make_pipeline, random_rows
@@ -92,6 +94,55 @@ def test_one_that_cannot_be_started_is_tried_again(companions: Companions, flows
     assert len(companions.fds()) == 1
 
 
+def test_one_that_is_stuck_is_told_killed_and_started_again(
+    fed: Pipeline, companions: Companions, flows: Flows, lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped as by a disk that does not answer. Time passes by the clock that is handed in."""
+    begun = time.monotonic_ns()
+    companions.tick(flows, begun)
+    stuck = companions._running["export"].process
+    until(lambda: open_beats(fed.directory)[0] > begun, "a heartbeat")
+    stuck.send(signal.SIGSTOP)
+    until(lambda: _state(stuck.pid) == "T", "it to be stopped")
+    beat, patience = int(open_beats(fed.directory)[0]), PATIENCE_NS["export"]
+    assert companions.troubles(flows, beat + 1, 0) == []
+    with capture_logs() as told:
+        companions.tick(flows, beat + patience)
+        # The supervisor itself was not run meanwhile, as when all of the machine is paused: it knows nothing of heartbeats.
+        companions.tick(flows, beat + 5 * patience, watching_since_ns=beat + 5 * patience)
+        assert told == []
+        assert companions.troubles(flows, beat + patience + 10**9, 0) == ["export of flow records has no heartbeat for 11 s"]
+        companions.tick(flows, beat + patience + 10**9)
+        companions.tick(flows, beat + patience + 2 * 10**9)
+    assert [(entry["event"], entry.get("reason")) for entry in told][:1] == [("companion_killed", "no heartbeat for 11.0 s")]
+    assert [entry["event"] for entry in told].count("companion_killed") == 1
+    until(lambda: not stuck.alive(), "it to be gone")
+    Feeder(fed).put(random_rows(500, first=1000))
+
+    def is_up_again() -> bool:
+        companions.tick(flows, time.monotonic_ns())
+        return "export" in companions._running and companions._running["export"].process.pid != stuck.pid
+
+    until(is_up_again, "another")
+    assert companions.stop(flows, STOP_S) == []
+    dropped = int(open_exports(fed.directory)["dropped_records"].sum())  # what waited in the one that was stuck
+    assert dropped <= 1000
+    assert len(lines.read_text().splitlines()) + dropped == 1500
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("name_of", ["export", "store"])
+def test_one_that_is_still_starting_has_more_time(fed: Pipeline, companions: Companions, flows: Flows, name_of: str) -> None:
+    companions._running[name_of] = _Companion(Process(os.getpid()), None, 7 * 10**9)
+    assert companions._patience_ns(name_of) >= 60 * 10**9
+    open_beats(fed.directory)[ORDER.index(name_of)] = 8 * 10**9
+    assert companions._patience_ns(name_of) == PATIENCE_NS[name_of]
+    companions._running.clear()
+
+
 def test_a_store_that_is_wanted_no_more_is_no_misfortune(fed: Pipeline, companions: Companions, flows: Flows, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
     stored = Flows(store=Store(directory=str(tmp_path / "store")))
@@ -117,6 +168,22 @@ def test_the_last_line_of_a_run_says_what_became_of_the_records(fed: Pipeline) -
     said = told[0]["exports"]
     assert list(said) == ["lines", "store"]
     assert said["lines"] == {"records": 7, "dropped_records": 0, "dropped_packets": 5, "dropped_bytes": 0, "waiting_records": 0}
+    assert "dropped" not in told[0]
+
+
+def test_records_that_were_dropped_are_told_in_words_at_the_end_and_are_no_fault_of_the_run(
+    fed: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = open_exports(fed.directory)
+    rows["dropped_records"][rows["name"] == b"lines"], rows["dropped_packets"][rows["name"] == b"lines"] = 1234, 56_789
+    snapshot = Reader(fed).take(Names())
+    outcome: Any = SimpleNamespace(snapshot=snapshot, ledger=balance(snapshot), source_errors=[], problems=[])
+    with capture_logs() as told:
+        supervisor._report(outcome, log.get())
+    words = "lines: 1,234 flow records were dropped, of 56,789 packets"
+    assert (told[0]["log_level"], told[0]["dropped"]) == ("warning", [words])
+    assert conclude(outcome, sys.stdout) == 0
+    assert capsys.readouterr().err == f"{words}\n"
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import msgpack
@@ -55,6 +58,28 @@ def test_a_host_that_does_not_answer_is_given_up(ends: tuple[HostLink, socket.so
         link.request(do="list")
     assert not link.connected
     del host
+
+
+def test_progress_that_comes_meanwhile_is_no_answer(ends: tuple[HostLink, socket.socket], monkeypatch: pytest.MonkeyPatch):
+    """Else one that compiles for minutes is waited for as long."""
+    link, host = ends
+    monkeypatch.setattr(hostlink, "ANSWER_S", 0.3)
+    stop = threading.Event()
+
+    def compile_kernels() -> None:
+        while not stop.wait(0.05):
+            say(host, event="progress", text="compiling kernels")
+
+    with contextlib.ExitStack() as stack:
+        thread = threading.Thread(target=compile_kernels)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        stack.callback(threading.Timer(3, stop.set).cancel)
+        begun = time.monotonic()
+        with pytest.raises(HostError, match="does not answer"):
+            link.request(do="quit")
+        assert time.monotonic() - begun < 2
 
 
 def test_a_host_that_is_gone_is_noticed(ends: tuple[HostLink, socket.socket]):

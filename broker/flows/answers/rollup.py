@@ -73,11 +73,11 @@ def made(run: Callable[[str], object], io_error: type[Exception], hour: Path, fi
     path = path_of(hour, files)
     if path.exists():
         return path
+    scratch = hour / f"{PREFIX}{os.getpid()}.part"
     try:
         newest = max(file.stat().st_mtime for file in files)
         if time.time() - newest < SETTLED_S or not os.access(hour, os.W_OK):
             return None
-        scratch = hour / f"{PREFIX}{os.getpid()}.part"
         records = f"(SELECT * FROM read_parquet([{', '.join(quoted(str(file)) for file in files)}], hive_partitioning = false))"
         run(f"COPY ({_rolled(records)}) TO {quoted(str(scratch))} (FORMAT parquet, COMPRESSION snappy)")
         with scratch.open("rb") as file:  # it must not have its name and no content after a power cut
@@ -85,6 +85,8 @@ def made(run: Callable[[str], object], io_error: type[Exception], hour: Path, fi
         os.utime(scratch, (newest, newest))  # by its youngest file the hour is known to be old
         scratch.rename(path)
     except (OSError, io_error):
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)  # on a full disk it would keep others from finding room
         return None
     for other in hour.glob(f"{PREFIX}*.parquet"):
         if other != path:

@@ -12,6 +12,10 @@ class StoreError(TapmeshError):
     """It did not take the segment, and may do so later: it is down, full, or does not answer."""
 
 
+class StoreFullError(StoreError):
+    """It has no room on disk for the segment. Asking again costs next to nothing until there is more."""
+
+
 class StoreBackend(Protocol):
     """TapmeshError when made with what it cannot work with; it connects later."""
 

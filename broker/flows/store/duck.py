@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,26 @@ def write(connection: Any, table: Table, path: Path) -> int:
 
 
 def copy(connection: Any, select: str, path: Path, *, level: int = 3) -> int:
-    """The rows of a query as a file that appears whole or not at all; its bytes. `level` of zstd."""
+    """The rows of a query as a file that appears whole or not at all; its bytes. `level` of zstd. OSError also when the disk is full, which
+    DuckDB tells in words of its own."""
+    import duckdb
+
     scratch = path.with_name(f".{path.name}.tmp")
-    connection.execute(
-        f"COPY ({select}) TO {quoted(scratch)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {level}, ROW_GROUP_SIZE {ROW_GROUP})"
-    )
-    fd = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+    options = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {level}, ROW_GROUP_SIZE {ROW_GROUP}"
     try:
-        os.fsync(fd)
-        n_bytes = os.fstat(fd).st_size
-    finally:
-        os.close(fd)
-    scratch.rename(path)
+        connection.execute(f"COPY ({select}) TO {quoted(scratch)} ({options})")
+        fd = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            n_bytes = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+        scratch.rename(path)
+    except (duckdb.Error, OSError) as error:
+        scratch.unlink(missing_ok=True)  # on a full disk it is what keeps the next from finding room
+        if isinstance(error, duckdb.IOException) and os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     sync_directory(path.parent)
     return n_bytes
 

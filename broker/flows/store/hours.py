@@ -100,11 +100,15 @@ def note_replaced(hour: Path, merged: str, names: set[str]) -> Path:
     """What `merged` will replace once it is there. Durable."""
     path = hour / f"{merged}.replaces"
     scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w") as file:
-        json.dump(sorted(names), file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
+    try:
+        with scratch.open("w") as file:
+            json.dump(sorted(names), file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
     sync_directory(hour)
     return path
 

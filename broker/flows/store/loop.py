@@ -4,7 +4,7 @@
 |---|---|---|
 | closed | stored | `put` has returned |
 | closed | set aside | it is damaged, or of another version |
-| closed | closed | the store is down: tried again, ever later, BACK_OFF_S at most |
+| closed | closed | the store is down: tried again, ever later, BACK_OFF_S at most; its disk is full: every FULL_S |
 | stored | removed | at once; if the process dies before, it is closed still, and `put` once more |
 """
 
@@ -20,10 +20,10 @@ from broker.core.errors import TapmeshError
 from broker.core.flow_model import Store
 from broker.core.shm import Pipeline
 from broker.flows import segments, spool
-from broker.flows.pipeline import STORE_ROW, ExportRows, Following, spool_directory
+from broker.flows.pipeline import STORE_ROW, Beat, ExportRows, Following, spool_directory
 from broker.flows.segments import Segment, SegmentError
 from broker.flows.stopping import Stopping
-from broker.flows.store.base import StoreBackend, StoreError
+from broker.flows.store.base import StoreBackend, StoreError, StoreFullError
 
 EVENTS = {
     "store_started": "segments are stored from here on",
@@ -37,6 +37,8 @@ EVENTS = {
 LOOK_S = 0.25
 BACK_OFF_S = (0.5, 30.0)
 """The first, and the longest."""
+FULL_S = 0.5
+"""How often room is looked for on a full disk, which costs nothing and is nobody's burden."""
 
 
 def make_backend(store: Store, node: str) -> StoreBackend:
@@ -78,7 +80,8 @@ class Consumer:
         try:
             self._store(waiting[0])
         except StoreError as error:
-            self._refused(str(error))
+            self._refused(str(error), is_full=isinstance(error, StoreFullError))
+            self._tend()  # what housekeeping removes may be the room that is missing
             return False
         if self._back_off_s:
             self._log.info("store_resumed", waiting_segments=len(waiting))
@@ -135,23 +138,24 @@ class Consumer:
         self._row["sequence"] = self._expired_before + self._backend.expired_records
         self._row["sequence_b"] = self._backend.held_bytes
 
-    def _refused(self, reason: str) -> None:
+    def _refused(self, reason: str, *, is_full: bool) -> None:
         self._row["errors"] += 1
         self._row["connected"] = 0
         if not self._back_off_s:
             self._log.error("store_refused", reason=reason)
         first, most = BACK_OFF_S
-        self._back_off_s = min(most, self._back_off_s * 2 or first)
+        self._back_off_s = FULL_S if is_full else min(most, self._back_off_s * 2 or first)
         self._not_before = time.monotonic() + self._back_off_s
 
 
 def run(pipeline: Pipeline, stopping: Stopping) -> None:
     """Until told to stop; what is closed by then is stored, if the store takes it. TapmeshError when it cannot be as it is told."""
-    following, rows = Following(pipeline), ExportRows(pipeline)
+    following, rows, beat = Following(pipeline), ExportRows(pipeline), Beat(pipeline, "store")
     logger = log.get(pipeline=pipeline.name)
     store: Store | None = None
     consumer: Consumer | None = None
     while not stopping.asked:
+        beat()
         wanted = following.config.flows.store if following.config.flows else None
         if wanted != store:
             if consumer is not None:

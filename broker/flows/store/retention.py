@@ -36,6 +36,10 @@ class Retention:
         self.held_bytes = sum(n_bytes for _, _, n_bytes, _ in weighed)
         newest_ns = max((begins_ns for begins_ns, *_ in weighed), default=0)
         for begins_ns, hour, n_bytes, written in weighed:
+            if not written:  # a segment that found no room has left it
+                with contextlib.suppress(OSError):  # or one has come just now
+                    hour.rmdir()
+                continue
             # What was captured long ago and is played today is kept as long as what is captured today.
             age_s = now - max((begins_ns + hours.HOUR_NS) / 1e9, written)
             if self._keep_days and age_s > self._keep_days * DAY_S:
@@ -48,15 +52,16 @@ class Retention:
         n_rows = 0
         if found:
             query = f"SELECT sum(num_rows) FROM parquet_file_metadata([{duck.quoted(*found)}])"  # noqa: S608 - names of ours
-            n_rows = int(self._connection.execute(query).fetchone()[0])
+            # All of the result: while there is more of it to fetch the connection does nothing else.
+            ((n_rows,),) = self._connection.execute(query).fetchall()
         # Under another name first: whoever asks for files meanwhile gets all of the hour or nothing.
         gone = hour.rename(hour.with_name(f".{hour.name}-{time.time_ns()}"))
         shutil.rmtree(gone)
         if not any(hour.parent.iterdir()):
             hour.parent.rmdir()
         self.held_bytes -= n_bytes
-        self.expired_records += n_rows if table == "flows" else 0
-        self._log.info("hour_expired", table=table, hour=f"{hour.parent.name}/{hour.name}", rows=n_rows, bytes=n_bytes, reason=reason)
+        self.expired_records += int(n_rows) if table == "flows" else 0
+        self._log.info("hour_expired", table=table, hour=f"{hour.parent.name}/{hour.name}", rows=int(n_rows), bytes=n_bytes, reason=reason)
 
 
 def _weigh(hour: Path) -> tuple[int, float]:
