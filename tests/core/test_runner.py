@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from broker.core import layout
+from broker.core.doorbell import Doorbell
 from broker.core.generations import write_generation
 from broker.core.layout import Geometry
 from broker.core.metrics import index
@@ -202,6 +203,19 @@ def test_an_idle_pipeline_sleeps(start: Callable[..., Processes]) -> None:
     before, since = live[:, parks].copy(), time.monotonic()
     until(lambda: time.monotonic() - since > 1.0, "a second")
     assert (live[:, parks] - before).max() <= 25
+
+
+@pytest.mark.parametrize(("kind", "rung"), [("capture", [("filter", 0), ("filter", 1)]), ("send", [("capture", 0)])])
+def test_a_worker_that_starts_wakes_all_its_neighbours(start: Callable[..., Processes], kind: str, rung: list[tuple[str, int]]) -> None:
+    """The one before it may have died after the cursor and before the bell: without a limit they would sleep for ever."""
+    processes = start(0, n_filter=2)
+    bells = [Doorbell(processes.pipeline.directory, 0, *neighbour) for neighbour in rung]
+    processes.start(kind)
+    for bell in bells:
+        since = time.monotonic()
+        bell.wait(int(DEADLINE_S * 1000))
+        assert time.monotonic() - since < DEADLINE_S / 2
+        bell.close()
 
 
 class Named:
