@@ -4,6 +4,7 @@
 #   make lint    what CI asks of the text                  make bench   measurements, as JSON lines
 #   make ci      lint and test                             make clean   forget everything that was built
 #   make lock    pin the newest dependencies (needs uv)    make kernels compile the kernels now, not at the first start
+#   make endurance  the tests of tests/endurance at length: hours
 #   make slim    in SLIM=build/slim, an agent without numba: its kernels are compiled for CPU=x86-64-v3 and whatever has more
 
 PYTHON_NAMES = python3.11 python3 python3.12 python3.13 python3.14
@@ -15,7 +16,7 @@ BENCH_ARGS ?=
 
 export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
 
-.PHONY: run test lint bench ci lock clean kernels slim
+.PHONY: run test lint bench ci lock clean kernels slim endurance
 
 SLIM ?= build/slim
 CPU ?= x86-64-v3
@@ -26,6 +27,9 @@ run: .venv/agent.stamp
 # Kernels are compiled first: tests wait for processes, and each test process would compile them for itself.
 test: .venv/test.stamp kernels
 	.venv/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
+
+endurance: .venv/test.stamp kernels
+	TAPMESH_LENGTH=1 .venv/bin/python -m pytest tests/endurance -s $(PYTEST_ARGS)
 
 kernels: .venv/agent.stamp
 	@.venv/bin/python -c 'from stages.warm import warm; warm(print)'
