@@ -22,6 +22,8 @@ DEADLINE_S = 7200 if LONG else 180
 _ABSENT = [program for program in ("spin", "gcc") if shutil.which(program) is None]
 
 pytestmark = pytest.mark.skipif(
+    bool(_ABSENT) and os.environ.get("CI") != "true", reason=f"not installed: {', '.join(_ABSENT)} (Debian: spin, gcc, libc6-dev)"
+)
     bool(_ABSENT) and os.environ.get("CI") != "true", reason=f"not installed: {', '.join(_ABSENT)} (Debian packages spin, gcc, libc6-dev)"
 )
 
