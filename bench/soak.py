@@ -10,8 +10,8 @@ want the same packets by other rules. Once a second is noted what it holds:
 | descriptors, threads | of all its processes |
 | files | of the pipeline in shared memory |
 
-Prints one JSON line. Exit status 1 when it is not flat and lossless: `wrong` says in what. Without loss is that what should have arrived at the
-far end did; with `--counted` that every packet that did not is in the ledger under a reason, which is what a busy machine can promise.
+Prints one JSON line. Exit status 1 when it is not flat and lossless: `wrong` says in what. Without loss is that what should have arrived at
+the far end did; with `--counted` that as much is in the ledger under a reason as did not, which is what a busy machine can promise.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def judge(samples: list[Sample]) -> list[str]:
     return wrong
 
 
-def swap(process: subprocess.Popen[bytes], pipeline: Pipeline, config: Path, number: int) -> None:
-    """RuntimeError when it does not take effect in all workers."""
+def swap(process: subprocess.Popen[bytes], pipeline: Pipeline, config: Path, number: int, generator: subprocess.Popen[str]) -> bool:
+    """RuntimeError when it does not take effect in all workers; False when packets ended first: a policy comes with a block."""
     text = agent_config("kind: gre, key: 1")
     other = f'      - drop: "host 100.65.0.{number % 250} and port 9"\n'
     config.write_text(text.replace("    rules:\n", "    rules:\n" + other))
@@ -106,9 +106,12 @@ def swap(process: subprocess.Popen[bytes], pipeline: Pipeline, config: Path, num
     while int(pipeline.header[0]["generation"]) == before or any(
         int(generation) <= before for lane in pipeline.lanes for generation in lane.workers["generation"]
     ):
+        if generator.poll() is not None:
+            return False
         if time.monotonic() > end:
             raise RuntimeError(f"swap {number} did not take effect within {SWAP_PATIENCE_S:.0f} s")
         time.sleep(0.02)
+    return True
 
 
 def ledger() -> dict[str, Any]:
@@ -143,8 +146,7 @@ def soak(seconds: float, rate: float, *, counted: bool) -> dict[str, Any]:
         try:
             while generator.poll() is None:
                 due = time.monotonic() + SWAP_EVERY_S
-                swaps += 1
-                swap(process, pipeline, config, swaps)
+                swaps += swap(process, pipeline, config, swaps + 1, generator)
                 samples.append(sample(began, process.pid))
                 time.sleep(max(0.0, due - time.monotonic()))
         finally:
