@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from broker.core.model import Place
@@ -11,6 +12,10 @@ EXIT_CONFIG = 78
 
 EXIT_DAMAGED = 65
 """sysexits EX_DATAERR: shared memory says what cannot be, and would say it again."""
+
+
+_CREDENTIALS = re.compile(r"[^\s'\"/@]+:[^\s'\"@]+@")
+"""``user:password@``, as some are used to write into addresses. Errors are logged, printed and sent to managers."""
 
 
 class TapmeshError(Exception):
@@ -30,7 +35,7 @@ class ConfigErrors(TapmeshError):  # noqa: N818 - it holds all of them
     expected. `str()` gives a line for each. The place is None where there is no text, as in a configuration made by a program."""
 
     def __init__(self, errors: Iterable[tuple[Place | None, str, str]]) -> None:
-        found = set(errors)
+        found = {(place, part, _CREDENTIALS.sub("...@", text)) for place, part, text in errors}
         self.errors = tuple(sorted(found, key=lambda e: (e[0].line, e[0].column, e[1], e[2]) if e[0] else (0, 0, e[1], e[2])))
         super().__init__(self.errors)
 

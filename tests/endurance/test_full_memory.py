@@ -1,8 +1,8 @@
-"""Shared memory that others fill while tapmesh runs: a reload that finds no room changes nothing and leaves nothing, and the next one works."""
+"""Shared memory that others fill while tapmesh runs: a reload without room changes nothing, leaves nothing, and the next one works."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ TOOL = Tool("ids", 0, tunnel=Tunnel("gre", "192.0.2.9", sequence=True))
 
 
 @pytest.fixture
-def pipeline(disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pipeline, Path]]:
+def pipeline(disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Pipeline, Path]:
     """On a small disk of its own."""
     place = disk(64 << 20)
     monkeypatch.setenv("TAPMESH_SHM", str(place))
-    yield create_pipeline("full", [GEOMETRY]), place
+    return create_pipeline("full", [GEOMETRY]), place
 
 
 def config(expression: str, n_rules: int = 500) -> Config:
