@@ -4,6 +4,8 @@
 #   make lint    what CI asks of the text                  make bench   measurements, as JSON lines
 #   make ci      lint and test                             make clean   forget everything that was built
 #   make lock    pin the newest dependencies (needs uv)    make kernels compile the kernels now, not at the first start
+#   make endurance  the tests of tests/endurance at length: hours, and it goes on where it was stopped
+#   make fuzz    each fuzzing target for FUZZ_SECONDS (60), guided by coverage; FUZZ="files language" for some of them
 #   make slim    in SLIM=build/slim, an agent without numba: its kernels are compiled for CPU=x86-64-v3 and whatever has more
 
 PYTHON_NAMES = python3.11 python3 python3.12 python3.13 python3.14
@@ -15,7 +17,7 @@ BENCH_ARGS ?=
 
 export TAPMESH_CACHE_DIR ?= $(CURDIR)/.cache/tapmesh
 
-.PHONY: run test lint bench ci lock clean kernels slim
+.PHONY: run test lint bench ci lock clean kernels slim endurance fuzz
 
 SLIM ?= build/slim
 CPU ?= x86-64-v3
@@ -26,6 +28,15 @@ run: .venv/agent.stamp
 # Kernels are compiled first: tests wait for processes, and each test process would compile them for itself.
 test: .venv/test.stamp kernels
 	.venv/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
+
+endurance: .venv/test.stamp kernels
+	TAPMESH_LENGTH=1 .venv/bin/python -m pytest tests/endurance -s $(PYTEST_ARGS)
+
+FUZZ ?= files language records packet configuration messages pipeline segment
+FUZZ_SECONDS ?= 60
+
+fuzz: .venv/fuzz.stamp kernels
+	for target in $(FUZZ); do .venv/bin/python -m tests.endurance.fuzz $$target $(FUZZ_SECONDS) || exit; done
 
 kernels: .venv/agent.stamp
 	@.venv/bin/python -c 'from stages.warm import warm; warm(print)'
@@ -71,6 +82,10 @@ ci: lint test
 	$(PIP) -r requirements/test.txt
 	@touch $@
 
+.venv/fuzz.stamp: .venv/test.stamp requirements/fuzz.txt
+	$(PIP) -r requirements/fuzz.txt
+	@touch $@
+
 .venv/dev.stamp: .venv/test.stamp requirements/dev.txt
 	$(PIP) -r requirements/dev.txt
 	@touch $@
@@ -78,6 +93,7 @@ ci: lint test
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: --upgrade
 lock:
 	$(LOCK) requirements/build.in -o requirements/build.txt
+	$(LOCK) requirements/fuzz.in -o requirements/fuzz.txt
 	$(LOCK) pyproject.toml --extra agent -o requirements/agent.txt
 	$(LOCK) pyproject.toml --extra slim -c requirements/agent.txt -o requirements/slim.txt
 	$(LOCK) pyproject.toml --extra agent --extra test -c requirements/agent.txt -o requirements/test.txt

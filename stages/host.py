@@ -30,6 +30,7 @@ import msgpack
 
 from broker.core import layout, log
 from broker.core.errors import TapmeshError
+from broker.core.messages import MessageError, check, unpack_map
 from broker.core.shm import open_pipeline, pipeline_directory
 from broker.privileges import sandbox
 from stages.warm import warm
@@ -137,9 +138,8 @@ class Host:
             self._hang_up()
             return
         try:
-            request = msgpack.unpackb(message)
-            answer = self._answer(request)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            answer = self._answer(unpack_map(message, do=str))
+        except MessageError as error:
             answer = {"ok": False, "reason": f"not understood: {error}"}
         if answer is not None:
             self._say(answer)
@@ -147,9 +147,10 @@ class Host:
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         match request["do"]:
             case "start":
-                worker = _Worker(int(request["lane"]), str(request["kind"]), int(request["worker"]))
+                check(request, lane=int, kind=str, worker=int)
+                worker = _Worker(request["lane"], request["kind"], request["worker"])
                 if worker.kind not in layout.STAGES:
-                    return {"ok": False, "reason": f"there is no stage {worker.kind!r}"}
+                    return {"ok": False, "reason": f"there is no stage {worker.kind!r:.80}"}
                 if worker in self.workers.values():
                     return {"ok": False, "reason": f"{worker.kind} worker {worker.worker} of lane {worker.lane} is running already"}
                 return {"ok": True, "pid": self._fork(worker)}
@@ -164,7 +165,7 @@ class Host:
                 self._quit = True
                 return {"ok": True}
             case other:
-                return {"ok": False, "reason": f"unknown request {other!r}"}
+                return {"ok": False, "reason": f"unknown request {other!r:.80}"}
 
     def _fork(self, worker: _Worker) -> int:
         pid = os.fork()

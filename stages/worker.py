@@ -9,7 +9,7 @@ from typing import Any
 
 from broker.config.lanes import cpu_of, lanes
 from broker.core import layout, log
-from broker.core.errors import EXIT_CONFIG, EXIT_DAMAGED, DamagedError, PipelineError, TapmeshError
+from broker.core.errors import EXIT_CONFIG, EXIT_DAMAGED, EXIT_RUNNING, DamagedError, PipelineError, TapmeshError, WorkerRunningError
 from broker.core.generations import read_generation
 from broker.core.model import Config
 from broker.core.runner import Runner
@@ -52,7 +52,8 @@ def _confine(pipeline: Pipeline, config: Config, kind: str, log: Any) -> None:
 
 
 def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
-    """Run until drained. Returns the exit status: 0, or EXIT_CONFIG or EXIT_DAMAGED when starting it again would be of no use."""
+    """Run until drained. Returns the exit status: 0, EXIT_CONFIG or EXIT_DAMAGED when starting it again would be of no use,
+    EXIT_RUNNING when another process is that worker."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"tm-{kind[:7]}-{lane}.{worker}".encode(), 0, 0, 0)
     from stages import atomics  # a kernel may be imported once all are compiled: `warm`
 
@@ -70,6 +71,8 @@ def run_worker(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
         runner.run()
     except TapmeshError as error:
         log.get(pipeline=pipeline.name, lane=lane, stage=kind, worker=worker).error("worker_refused", reason=str(error))
+        if isinstance(error, WorkerRunningError):  # the row is that one's
+            return EXIT_RUNNING
         status = EXIT_DAMAGED if isinstance(error, DamagedError) else EXIT_CONFIG
         if runner is not None:
             runner.row["error"] = status

@@ -13,8 +13,9 @@ from broker.cli import check, report
 from broker.cli.common import DEFAULT_NAME, compiled, quiet_logs
 from broker.cli.progress import Progress
 from broker.core import log
-from broker.core.errors import EXIT_CONFIG, ConfigErrors
+from broker.core.errors import EXIT_CONFIG, ConfigErrors, TapmeshError
 from broker.core.model import Config
+from broker.privileges import capabilities
 from broker.supervisor.session import Options, Outcome
 from broker.supervisor.supervisor import supervise
 from broker.supervisor.troubles import dropped_records
@@ -28,12 +29,15 @@ def add(commands: Any) -> None:
     what.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="CONFIG", help=f"default {DEFAULT_CONFIG}")
     what.add_argument("--demo", action="store_true", help="the embedded example: its own traffic, delivered to a receiver on loopback")
     sub.add_argument("--name", help=f"of the pipeline (default {DEFAULT_NAME})")
+    sub.add_argument("--user", metavar="NAME", help="be that user from the start on, files included; root alone can")
     sub.add_argument("--external-stages", action="store_true", help="supervisord or systemd start the stages, not this process")
     sub.set_defaults(main=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 0: drained, and every packet accounted for. 78 (EX_CONFIG): the file is wrong. 1: anything else."""
+    if arguments.user:
+        _become(arguments.user)
     if arguments.demo:
         return _demo(arguments)
     log.configure()
@@ -44,6 +48,18 @@ def main(arguments: argparse.Namespace) -> int:
         print(errors, file=sys.stderr)
         return EXIT_CONFIG
     return conclude(outcome, sys.stderr if config.uses_stdout else sys.stdout)
+
+
+def _become(user: str) -> None:
+    """TapmeshError in words when that cannot be."""
+    try:
+        capabilities.become(user)
+    except KeyError:
+        raise TapmeshError(f"--user {user}: there is no such user") from None
+    except OSError as error:
+        raise TapmeshError(f"--user {user}: {error.strerror}; that takes root, or CAP_SETUID and CAP_SETGID") from None
+    if not os.access(sys.executable, os.X_OK):
+        raise TapmeshError(f"--user {user}: may not run {sys.executable}: install tapmesh where that user can reach it")
 
 
 def _run(arguments: argparse.Namespace, name: str, path: Path, config: Config, progress: Progress) -> Outcome:

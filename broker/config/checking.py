@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from broker.config.policy import PolicyError, parse_expression
 from broker.config.policy.lexer import WORDS
 from broker.config.policy.own import WORDS as OWN_WORDS
 from broker.config.policy.sets import Elements
-from broker.config.scalars import suggest
+from broker.config.scalars import closest, suggest
 
 
 def mapping(value: Any, key: str) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def _meant(rest: str, message: str, sets: dict[str, Elements]) -> str:
         return ""
     mark, word = found.groups()
     known = sets.keys() if mark else WORDS | OWN_WORDS
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = closest(word, known)
     return f"; did you mean '{mark}{close[0]}'?" if close and word not in known else ""
 
 

@@ -19,6 +19,7 @@ Path = tuple[str | int, ...]
 Error = tuple[Place, str, str]
 Mark: TypeAlias = Any  # of one of PyYAML's two parsers: index, line and column, from 0
 MAX_DEPTH = 20
+MAX_ERRORS = 1000  # of one kind: those of the text, and those of the keys
 NULLS = ("", "~", "null", "Null", "NULL")
 
 _HINTS = {
@@ -111,11 +112,11 @@ def read_document(text: str, file: str) -> Document:
     try:
         try:
             _compose(document, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, UnicodeEncodeError):
             # The parser in C is 8 times faster; the one in Python tells the same mistakes in the same words everywhere.
             document = Document(file, text)
             _compose(document, yaml.SafeLoader, to_the_end=False)
-    except TooDeepError:
+    except EnoughError:
         document.whole = False
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
@@ -141,8 +142,8 @@ def _error_text(error: Any) -> str:
     return f"not YAML: {problem}" + (f"; {hint}" if hint else "")
 
 
-class TooDeepError(Exception):
-    """All has been said: the parser in Python takes time by the square of the depth."""
+class EnoughError(Exception):
+    """All has been said: the parser in Python takes time by the square of the depth; and nobody reads so many mistakes."""
 
 
 def _compose(document: Document, loader: Any, *, to_the_end: bool = True) -> None:
@@ -180,7 +181,7 @@ class _Composer:
         if self.depth == MAX_DEPTH:
             self._error(event, path, f"nested more than {MAX_DEPTH} deep", breaks=True)
             if not self.to_the_end:
-                raise TooDeepError
+                raise EnoughError
             self._skip()
             return None
         self.depth += 1
@@ -236,6 +237,8 @@ class _Composer:
 
     def _error(self, event: Any, path: Path | None, text: str, *, breaks: bool = False) -> None:
         self.document.errors.append((self.document.at(event.start_mark), dotted(path or ()), text))
+        if len(self.document.errors) == MAX_ERRORS:
+            raise EnoughError
         if breaks and path is not None:
             self.document.broken.add(path)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from broker.config import flows, packet, schema, shaping, tools
 from broker.config.checks import check
-from broker.config.document import Document, Error, read_document
+from broker.config.document import MAX_ERRORS, Document, Error, read_document
 from broker.config.flow_files import check_secrets
 from broker.config.lanes import MAX_SHAPED_BYTES, geometry, lanes
 from broker.config.messages import told
@@ -33,6 +32,9 @@ from broker.core.model import (
     Tunnel,
 )
 
+MOST_BYTES = 32 << 20
+"""Of a configuration file; ten thousand rules take 1 MB."""
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """The configuration in the file `path`, slots assigned. ConfigErrors tells all its mistakes; that it cannot be read is one.
@@ -41,7 +43,10 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     """
     name = os.fspath(path)
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigErrors([(Place(name, 1, 1), "", f"is longer than {MOST_BYTES:,} bytes, which is no configuration")])
         text = content.decode()
     except OSError as error:
         raise ConfigErrors([(Place(name, 1, 1), "", f"cannot be read: {error.strerror}")]) from None
@@ -84,7 +89,7 @@ def _validated(document: Document) -> tuple[schema.Whole | None, list[Error]]:
     try:
         return schema.Whole.model_validate(document.value), []
     except ValidationError as error:
-        found = [told(document, details) for details in error.errors(include_url=False)]
+        found = [told(document, details) for details in error.errors(include_url=False)[:MAX_ERRORS]]
         return None, [e for e in found if e is not None]
 
 

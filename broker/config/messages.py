@@ -23,7 +23,7 @@ def told(document: Document, details: ErrorDetails) -> Error | None:
         path, text, of_key = (*path, *wrong.at), str(wrong), of_key or wrong.key
     elif details["type"] == "extra_forbidden":
         key = str(path[-1])
-        text, of_key = f"unknown key '{key}'{suggest(key, _keys(path, tags), 'expected one of')}", True
+        text, of_key = f"unknown key {shown(key)}{suggest(key, _keys(path, tags), 'expected one of')}", True
     elif details["type"] == "missing":
         key = str(details["loc"][-1])
         text = f"key '{key}' is missing, expected {_described(path, tags, key)}"

@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
 _TIMES = re.compile(r"((?:0|[1-9][0-9]*)(?:\.[0-9]+)?)x")
 
+LONGEST_SLIP = 100
 NAME_PATTERN = f"^{_NAME.pattern}$"
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -48,7 +49,7 @@ def shown(value: Any) -> str:
 def suggest(word: str, known: Iterable[str], what: str = "known are") -> str:
     """``; did you mean 'x'?``, or what there is."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, 1, 0.6) or [k for k in known if k.lower() == word.lower()]
+    close = closest(word, known) or [k for k in known if k.lower() == word.lower()]
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; {what} {enumerated(known)}" if known else ""
@@ -127,7 +128,12 @@ def choice(value: Any, words: tuple[str, ...]) -> str:
 
 
 def is_close(word: str, words: Iterable[str]) -> bool:
-    return bool(difflib.get_close_matches(word, list(words), 1, 0.6))
+    return bool(closest(word, words))
+
+
+def closest(word: str, words: Iterable[str]) -> list[str]:
+    """The one that the word may be a slip of; none of a word so long that looking would take seconds."""
+    return difflib.get_close_matches(word, list(words), 1, 0.6) if len(word) <= LONGEST_SLIP else []
 
 
 def name(value: Any) -> str:

@@ -14,6 +14,9 @@ EXIT_DAMAGED = 65
 """sysexits EX_DATAERR: shared memory says what cannot be, and would say it again."""
 
 
+EXIT_RUNNING = 75
+"""sysexits EX_TEMPFAIL: another process does this already. Once that one has ended, starting again is of use."""
+
 _CREDENTIALS = re.compile(r"[^\s'\"/@]+:[^\s'\"@]+@")
 """``user:password@``, as some are used to write into addresses. Errors are logged, printed and sent to managers."""
 
@@ -28,6 +31,14 @@ class PipelineError(TapmeshError):
 
 class DamagedError(PipelineError):
     """The shared memory of a pipeline says what nobody of it writes: something else has written there, or a bug of ours."""
+
+
+class VersionError(PipelineError):
+    """It is another version's, which alone can read it."""
+
+
+class WorkerRunningError(PipelineError):
+    """Another process is this worker."""
 
 
 class ConfigErrors(TapmeshError):  # noqa: N818 - it holds all of them

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from broker.core.errors import PipelineError
+from broker.core.messages import read_file
 from broker.core.model import Config
 from broker.core.model_codec import from_bytes, to_bytes
 from broker.core.shm import map_file
@@ -35,8 +36,8 @@ def read_generation(directory: Path, number: int, *, rules: bool = True) -> Gene
     while its workers read: they want no `rules`, for the image has them."""
     path = directory / f"generation-{number}"
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_file(path)
+    except FileNotFoundError as error:
         raise PipelineError(f"{path}: {error.strerror}") from None
     config = from_bytes(content, rules=rules)
     image = map_file(directory / f"policy-{number}", writable=False)

@@ -50,7 +50,7 @@ from typing import Any
 
 import numpy as np
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 PIPELINE_MAGIC = 0x3150_4853_4D50_4154  # "TAPMSHP1" little-endian
 LANE_MAGIC = 0x314C_4853_4D50_4154  # "TAPMSHL1"
 

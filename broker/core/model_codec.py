@@ -14,7 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from broker.core.errors import PipelineError
+from broker.core.errors import PipelineError, VersionError
+from broker.core.messages import MessageError, unpack
 from broker.core.model import Config
 
 
@@ -27,9 +28,9 @@ def from_bytes(content: bytes, *, rules: bool = True) -> Config:
     """PipelineError when `content` is not what `to_bytes` of this version made. Without `rules` maps have none: ten thousand take half a
     second."""
     try:
-        plain = msgpack.unpackb(content, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise PipelineError(f"configuration of a generation: not msgpack: {error}") from None
+        plain = unpack(content)
+    except MessageError as error:
+        raise PipelineError(f"configuration of a generation: {error}") from None
     if not rules and isinstance(plain, dict) and isinstance(plain.get("maps"), list):
         plain["maps"] = [{**one, "rules": []} if isinstance(one, dict) else one for one in plain["maps"]]
     config: Config = _read(Config, plain, "config")
@@ -73,8 +74,8 @@ def _read(declared: Any, plain: Any, path: str) -> Any:
 def _record(cls: type, plain: dict[str, Any], path: str) -> Any:
     hints = _hints(cls)
     if unknown := plain.keys() - hints.keys():
-        raise PipelineError(f"configuration of a generation: {path}: unknown {sorted(unknown)}; another version wrote it")
+        raise VersionError(f"configuration of a generation: {path}: unknown {sorted(unknown)}; another version wrote it")
     needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if missing := needed - plain.keys():
-        raise PipelineError(f"configuration of a generation: {path}: {sorted(missing)} missing; another version wrote it")
+        raise VersionError(f"configuration of a generation: {path}: {sorted(missing)} missing; another version wrote it")
     return cls(**{name: _read(hints[name], item, f"{path}.{name}") for name, item in plain.items()})

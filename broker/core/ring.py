@@ -146,6 +146,11 @@ class Ring:
             bits >>= self._n_after
         return [*woken, (self._beside, 0)] if bits else woken
 
+    def neighbours(self) -> list[tuple[str, int]]:
+        """(kind, number) of every worker that may wait for a block of this one."""
+        after = [(self._after, worker) for worker in range(self._n_after)]
+        return [*after, (self._beside, 0)] if self._beside else after
+
     def park(self) -> bool:
         """Announce that this worker goes to sleep; False if there is work after all (and it is announced no more).
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +25,12 @@ import numpy as np
 from broker.core import layout, log
 from broker.core.batch import Batch
 from broker.core.doorbell import PARK_LIMIT_MS, Doorbell
-from broker.core.errors import DamagedError, PipelineError
+from broker.core.errors import DamagedError, PipelineError, WorkerRunningError
 from broker.core.generations import read_generation
 from broker.core.metrics import index
 from broker.core.model import Lane
 from broker.core.ring import Atomics, Ring
-from broker.core.shm import Pipeline
+from broker.core.shm import LaneMemory, Pipeline
 from broker.core.stage import Context, Reader, Source, Stage
 
 _BUSY, _STARVED, _BLOCKED = index("", "busy_ns"), index("", "starved_ns"), index("", "blocked_ns")
@@ -37,6 +38,7 @@ _PARKS, _BELLS = index("", "parks"), index("", "bells")
 _HEARTBEAT = layout.words(layout.WORKER)["heartbeat_ns"]
 _WANTED = layout.words(layout.PIPELINE)["generation"]
 _SEQ, _GENERATION, _N_PACKETS = (layout.words(layout.BLOCK)[name] for name in ("seq", "generation", "n_packets"))
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, pid
 AGAIN_MS = 1
 SOON_S, SOON_TIMES = 50e-6, 20
 """A neighbour on another core needs tens of microseconds to do what a block waits for (its numbers): so long it is asked often."""
@@ -46,7 +48,7 @@ class Runner:
     """One worker of one stage, in the process that calls `run`."""
 
     def __init__(self, pipeline: Pipeline, lane: Lane, stage: Stage, worker: int, atomics: Atomics) -> None:
-        """PipelineError in words when there is no such worker, or when it is running already."""
+        """PipelineError in words when there is no such worker, WorkerRunningError when it is running already."""
         if not 0 <= lane.number < len(pipeline.lanes):
             raise PipelineError(f"pipeline {pipeline.name!r} has lanes 0 to {len(pipeline.lanes) - 1}, not {lane.number}")
         memory = pipeline.lanes[lane.number]
@@ -54,7 +56,7 @@ class Runner:
         self.lane = lane
         if not 0 <= worker < memory.geometry.count(self.kind):
             raise PipelineError(f"lane {lane.number} has {self.kind} workers 0 to {memory.geometry.count(self.kind) - 1}, not {worker}")
-        self._lock = _only_one(pipeline, lane.number, self.kind, worker)
+        self._lock = _only_one(memory, self.kind, worker)
         self.pipeline, self.memory, self.stage, self.worker = pipeline, memory, stage, worker
         self.ring = Ring(memory, self.kind, worker, atomics)
         self.row = self.ring.row
@@ -82,6 +84,8 @@ class Runner:
         self.ring.unpark()  # the one before me may have died in its sleep
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
         self.bell.wake_on_signals()
+        if row["epoch"] > 1:
+            self._wake_neighbours()
         first = self._first_generation()
         generation = read_generation(directory, first, rules=False)
         self.stage.open(self._context())
@@ -170,6 +174,11 @@ class Runner:
             self._live[_BELLS] += 1
             self.bell.ring(kind, worker)
 
+    def _wake_neighbours(self) -> None:
+        """The one before me may have died between its cursor and the bell."""
+        for kind, worker in self.ring.neighbours():
+            self.bell.ring(kind, worker)
+
     def _check(self, batch: Batch) -> None:
         """DamagedError if this is not the block that was announced. What its rows say is checked by who uses them, row by row."""
         stamped, n_packets = batch.head[_SEQ] - 1, batch.head[_N_PACKETS]
@@ -251,13 +260,18 @@ class Runner:
         return self._source.finished if self._source else self.ring.seq >= self._stop_at
 
 
-def _only_one(pipeline: Pipeline, lane: int, kind: str, worker: int) -> int:
-    """A lock that dies with the process: two writers of one cursor would corrupt the ring."""
-    path = pipeline.directory / f"{lane}.{kind}.{worker}.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _only_one(memory: LaneMemory, kind: str, worker: int) -> int:
+    """A lock that dies with the process: two writers of one cursor would corrupt the ring.
+
+    It is on the memory itself, one byte for each row, so that whoever can write there has to hold it: a file beside it could be removed and
+    made anew, under a worker that is stopped and goes on later. Of the open file and not of the process (F_OFD_SETLK): closing another
+    descriptor of the file leaves it.
+    """
+    fd = os.open(memory.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    one_byte = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, memory.geometry.row(kind, worker), 1, 0)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, one_byte)
+    except (BlockingIOError, PermissionError):
         os.close(fd)
-        raise PipelineError(f"{kind} worker {worker} of lane {lane} is running already") from None
+        raise WorkerRunningError(f"{kind} worker {worker} of lane {memory.number} is running already") from None
     return fd

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from broker.core import layout
 from broker.core.batch import Batch
-from broker.core.errors import PipelineError
+from broker.core.errors import PipelineError, VersionError
 from broker.core.layout import Geometry
 from broker.core.metrics import N_COUNTERS
 
@@ -89,7 +89,7 @@ class LaneMemory:
         self.geometry = Geometry(**{name: int(head[name]) for name in _GEOMETRY_FIELDS})
         _check_geometry(path, self.geometry)
         if int(head["n_counters"]) != N_COUNTERS:
-            raise PipelineError(f"{path}: made by another version of tapmesh ({head['n_counters']} counters, here {N_COUNTERS})")
+            raise VersionError(f"{path}: made by another version of tapmesh ({head['n_counters']} counters, here {N_COUNTERS})")
         self._offsets = o = layout.lane_offsets(self.geometry, N_COUNTERS)
         if memory.nbytes != o.file_bytes or int(head["file_bytes"]) != o.file_bytes:
             raise PipelineError(f"{path}: {memory.nbytes} bytes, expected {o.file_bytes}")
@@ -130,7 +130,7 @@ def _checked_header(path: Path, memory: NDArray[np.uint8], dtype: np.dtype[np.vo
         raise PipelineError(f"{path}: not a tapmesh segment (magic {int(header[0]['magic']):#x}, not {magic:#x})")
     version = int(header[0]["version"])
     if version != layout.LAYOUT_VERSION:
-        raise PipelineError(f"{path}: layout version {version}, here {layout.LAYOUT_VERSION}: stop it with the tapmesh that runs it")
+        raise VersionError(f"{path}: layout version {version}, here {layout.LAYOUT_VERSION}: another version of tapmesh runs it")
     return header
 
 

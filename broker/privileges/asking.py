@@ -7,15 +7,18 @@ One order a connection (SOCK_SEQPACKET, a msgpack map each way): `{do, ...}` wit
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from broker.core.messages import MessageError, unpack_map
 from broker.privileges import orders
 
 SOCKET_NAME = "opener.sock"
@@ -23,15 +26,30 @@ MESSAGE_BYTES = 4096
 WAIT_S = 5.0
 """The opener answers in a millisecond; one that is silent for so long hangs (OSError: ETIMEDOUT)."""
 
+LOOK_S = 0.1
+"""How often it is looked whether the opener is another."""
+
 _place: Path | None = None
+_number = 0  # of its inode: another opener has another socket
+_look_s = 0.0  # when next
+_ours: dict[str, tuple[str, socket.socket]] = {}  # what is kept for us: name -> described, and our own
 
 
 def use(directory: Path) -> bool:
     """From now on this process asks the opener of the pipeline in `directory`, if it has one. Whether it has."""
-    global _place
+    global _place, _number
     path = directory / SOCKET_NAME
-    _place = path if path.exists() else None
+    _number = _number_of(path)
+    _place = path if _number else None
     return _place is not None
+
+
+def _number_of(path: Path) -> int:
+    """0: there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def open_socket(family: int, kind: int, protocol: int = 0, *, send_buffer: int = 0, receive_buffer: int = 0) -> socket.socket:
@@ -70,6 +88,7 @@ def rules_passed_by() -> str:
 
 def keep(name: str, described: str, opened: socket.socket) -> bool:
     """Have a socket outlive this process (`Kept.keep`). False: there is no opener that would. OSError as `Kept.keep`."""
+    _ours[name] = described, opened
     return _ask("keep", opened.fileno(), name=name, described=described) is not None
 
 
@@ -81,11 +100,34 @@ def find_kept(name: str, described: str) -> socket.socket | None:
         if error.errno != errno.ENOENT:
             raise
         return None
-    return None if found is None else socket.socket(fileno=found[1])
+    if found is None:
+        return None
+    kept = socket.socket(fileno=found[1])
+    _ours[name] = described, kept
+    return kept
+
+
+def keep_again() -> None:
+    """Where there is another opener now, because the one before has died, have it keep what that one has kept for us. Costs nothing to
+    speak of; to be called again and again by who has sockets kept."""
+    global _number, _look_s
+    now = time.monotonic()
+    if _place is None or now < _look_s:
+        return
+    _look_s = now + LOOK_S
+    number = _number_of(_place)
+    if number in (0, _number):
+        return
+    _number = number
+    for name, (described, opened) in list(_ours.items()):
+        if opened.fileno() >= 0:
+            with contextlib.suppress(OSError):  # then a worker that dies costs what it costs without an opener
+                keep(name, described, opened)
 
 
 def drop_kept(name: str) -> None:
     """Close it."""
+    _ours.pop(name, None)
     _ask("drop", name=name)
 
 
@@ -118,9 +160,12 @@ def _ask(do: str, fd: int = -1, /, **arguments: Any) -> tuple[Any, int] | None:
             raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
         except (ConnectionError, FileNotFoundError):
             return None  # it is gone: the kernel says below what we may not do ourselves
-    answer = msgpack.unpackb(raw) if raw else {"errno": 0}
-    if answer["errno"]:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
     if not raw:
         return None
+    try:
+        answer = unpack_map(raw, errno=int)
+    except MessageError:
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from None
+    if answer["errno"]:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
     return answer.get("value"), fds[0] if fds else -1

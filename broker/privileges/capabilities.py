@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import struct
 from collections.abc import Collection
 
@@ -16,7 +17,7 @@ NAMES = {NET_ADMIN: "CAP_NET_ADMIN", NET_RAW: "CAP_NET_RAW"}
 
 _VERSION_3 = 0x2008_0522
 _SETPCAP = 8
-_SET_DUMPABLE, _CAPBSET_DROP, _SET_SECUREBITS, _SET_NO_NEW_PRIVS, _CAP_AMBIENT = 4, 24, 28, 38, 47  # linux/prctl.h
+_SET_DUMPABLE, _SET_KEEPCAPS, _CAPBSET_DROP, _SET_SECUREBITS, _SET_NO_NEW_PRIVS, _CAP_AMBIENT = 4, 8, 24, 28, 38, 47  # linux/prctl.h
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _ROOT_IS_NOBODY = 0b1111  # linux/securebits.h: NOROOT and NO_SETUID_FIXUP, both locked
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,6 +26,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def held() -> frozenset[int]:
     """Numbers of the permitted ones."""
     return _bits(_get()[1])
+
+
+def become(user: str) -> None:
+    """Be `user`, with its groups and home, and keep the capabilities. KeyError: there is no such user; OSError as the kernel puts it."""
+    entry = pwd.getpwnam(user)
+    _prctl(_SET_KEEPCAPS, 1)
+    os.initgroups(user, entry.pw_gid)
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    _, permitted, inheritable = _get()
+    _set(permitted, permitted, inheritable)
+    _prctl(_SET_DUMPABLE, 1)  # else what /proc shows of us is root's, and we look there
+    os.environ["HOME"] = entry.pw_dir
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        os.environ.pop(name, None)
 
 
 def hand_on(numbers: Collection[int]) -> None:

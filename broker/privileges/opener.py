@@ -26,6 +26,7 @@ from typing import Any
 
 import msgpack
 
+from broker.core.messages import MessageError, unpack_map
 from broker.privileges import capabilities, orders, sandbox
 from broker.privileges.asking import MESSAGE_BYTES
 from broker.privileges.kept import Kept
@@ -41,6 +42,7 @@ _ORDERS = {
     "rules_passed_by": orders.rules_passed_by,
 }
 _MAKES = ("open_socket", "open_tap", "find")  # a descriptor
+_WORDS = ("name", "described")
 
 
 def main() -> int:
@@ -73,7 +75,7 @@ def serve(control: socket.socket) -> None:
             if fds:
                 listener = socket.socket(fileno=fds[0])
                 listener.setblocking(False)
-                path = str(msgpack.unpackb(raw)["path"])
+                path = unpack_map(raw, path=str)["path"]
                 number = _number(path)
             elif raw or listener is None:
                 return
@@ -102,8 +104,10 @@ def answer(connection: socket.socket, kept: Kept) -> None:
     fds: list[int] = []
     try:
         raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
-        request = msgpack.unpackb(raw)
+        request = unpack_map(raw, do=str)
         do = request.pop("do")
+        if any(type(value) not in (int, str) or (type(value) is str) != (name in _WORDS) for name, value in request.items()):
+            raise MessageError("all arguments are numbers but the name and how it is described")
         if do == "keep":
             request["fd"] = fds[0]
         value: Any = (_ORDERS[do] if do in _ORDERS else _of_kept(kept)[do])(**request)  # type: ignore[operator]
@@ -114,7 +118,7 @@ def answer(connection: socket.socket, kept: Kept) -> None:
             connection.send(msgpack.packb({"errno": 0, "value": value}))
     except OSError as error:
         _refuse(connection, error.errno or errno.EIO)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error, msgpack.UnpackException):
+    except (MessageError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, struct.error):
         _refuse(connection, errno.EINVAL)
     finally:
         for fd in fds:

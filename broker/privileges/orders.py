@@ -34,6 +34,7 @@ _OPENED: dict[tuple[int, int], set[int]] = {
 """(family, type): protocols. Nothing else is opened for anybody."""
 _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+_IFNAMSIZ = 16  # linux/if.h
 _TUN, _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = "/dev/net/tun", 0x4004_54CA, 0x0002, 0x1000  # linux/if_tun.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_NOARP = 0x8913, 0x8914, 0x1, 0x80  # linux/sockios.h, linux/if.h
 
@@ -61,6 +62,13 @@ def open_socket(family: int, kind: int, protocol: int, *, send_buffer: int = 0, 
     return opened
 
 
+def _check_name(name: str) -> None:
+    """OSError (ENODEV) unless an interface may be called so (dev_valid_name, net/core/dev.c): it becomes part of a path."""
+    whole = type(name) is str and 0 < len(name.encode(errors="replace")) < _IFNAMSIZ and name not in (".", "..")
+    if not whole or any(character in "/:\0" or character.isspace() for character in name):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
 def _set_buffer(opened: socket.socket, force: int, option: int, n_bytes: int) -> None:
     try:
         opened.setsockopt(socket.SOL_SOCKET, force, n_bytes)
@@ -71,6 +79,7 @@ def _set_buffer(opened: socket.socket, force: int, option: int, n_bytes: int) ->
 def open_tap(name: str) -> int:
     """A descriptor of the tap device `name`, which is made if it is not there, and is up, without ARP and IPv6. OSError as the kernel puts
     it (Documentation/networking/tuntap.rst)."""
+    _check_name(name)
     fd = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
@@ -89,6 +98,7 @@ def open_tap(name: str) -> int:
 def dedicate(name: str) -> str:
     """Have what arrives on the interface end once packet sockets have it (`ingress_drop`). What on this host lives from it, in words: then
     nothing is done. Empty: done. OSError as the kernel puts it."""
+    _check_name(name)
     use = ingress_drop.use_of(name)
     if not use:
         ingress_drop.install(name)
@@ -97,6 +107,7 @@ def dedicate(name: str) -> str:
 
 def release(name: str) -> bool:
     """Undo it. False: there was nothing. OSError as the kernel puts it."""
+    _check_name(name)
     return ingress_drop.remove(name)
 
 

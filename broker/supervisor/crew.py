@@ -1,7 +1,7 @@
 """The workers as they are: their processes, what shared memory says of them, and what is remembered. Applies the actions of `plan`.
 
 How the end of a worker is seen: its pidfd becomes readable. Its exit status comes from the host that forked it; where that host is gone the
-row in shared memory speaks.
+row in shared memory speaks, at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from broker.core.layout import Geometry
 from broker.core.shm import Pipeline
 from broker.supervisor import plan
 from broker.supervisor.plan import Action, Book, Kill, Seen, Start, Stop, WorkerId
-from broker.supervisor.processes import Process, attach
+from broker.supervisor.processes import Process, attach, belongs, parent
 from broker.supervisor.snapshot import behind
 
 STATUS_NS = 500_000_000
@@ -31,6 +31,7 @@ Launch = Callable[[WorkerId], int]
 class _Member:
     book: Book = field(default_factory=Book)
     process: Process | None = None
+    parent: int = 0  # the host that will tell its exit status
     started_ns: int = 0
     ended_ns: int = 0  # when its end was noticed; 0: it lives
     cpu_ns: int = 0  # of its processes that have ended
@@ -56,10 +57,14 @@ class Crew:
             process = attach(int(self._rows[w]["pid"]), self.pipeline.name)
             if process is not None:
                 member = self._members[w]
-                member.process, member.started_ns, member.cpu_from_ns = process, time.monotonic_ns(), process.cpu_ns()
+                self._hold(member, process)
+                member.cpu_from_ns = process.cpu_ns()
                 member.book = replace(member.book, was_up=True, up_since_ns=member.started_ns)
                 adopted += 1
         return adopted
+
+    def _hold(self, member: _Member, process: Process) -> None:
+        member.process, member.parent, member.started_ns, member.ended_ns = process, parent(process.pid), time.monotonic_ns(), 0
 
     def follow_rows(self) -> None:
         """Where others start the workers: notice new processes and forget those that have ended."""
@@ -129,8 +134,10 @@ class Crew:
             if status is None:
                 if not member.ended_ns and not member.process.alive():
                     member.ended_ns = now_ns
-                if not member.ended_ns or now_ns - member.ended_ns < STATUS_NS:
+                if not member.ended_ns:
                     continue
+                if now_ns - member.ended_ns < STATUS_NS and belongs(member.parent, self.pipeline.name):
+                    continue  # the host that has forked it is there, and will tell
             self._ended(w, member, status, now_ns)
 
     def _ended(self, w: WorkerId, member: _Member, status: int | None, now_ns: int) -> None:
@@ -164,9 +171,13 @@ class Crew:
                 case Start(w):
                     again = member.book.failures > 0
                     member.book = replace(member.book, asked_to_stop=False, stopped=False)
+                    # One that was being started when the supervisor or host before us died runs, and nobody knows of it.
+                    if found := attach(int(self._rows[w]["pid"]), self.pipeline.name):
+                        self._hold(member, found)
+                        self.log.info("worker_found", worker=str(w), pid=found.pid)
+                        continue
                     # Held before its row is looked at: what the one before has left there does not count for it.
-                    process = Process(launch(w))
-                    member.process, member.started_ns, member.ended_ns = process, time.monotonic_ns(), 0
+                    self._hold(member, Process(launch(w)))
                     self.restarts += again
                 case Stop(w):
                     if member.process is not None:

@@ -7,7 +7,6 @@ before each block.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgpack
 from broker.config.diff import diff
 from broker.config.lanes import SEGMENT_FRAMES, copies_in
 from broker.config.slots import Slots, assign_slots, remember
+from broker.core import messages
 from broker.core.errors import PipelineError, TapmeshError
 from broker.core.flow_ring import name_exports
 from broker.core.generations import forget_generation, remove_generations_before, write_generation
@@ -43,10 +43,17 @@ def write_slots(directory: Path, slots: Slots) -> None:
 
 
 def read_slots(directory: Path) -> Slots:
-    """Empty when none were written yet."""
-    with contextlib.suppress(FileNotFoundError):
-        return Slots(**msgpack.unpackb((directory / "slots").read_bytes()))
-    return Slots()
+    """Empty when none were written yet. PipelineError: damaged."""
+    path = directory / "slots"
+    try:
+        parts = messages.unpack_map(messages.read_file(path), inputs=dict, tools=dict, maps=dict)
+    except FileNotFoundError:
+        return Slots()
+    except messages.MessageError as error:
+        raise messages.damaged(path, error) from None
+    if len(parts) != 3 or any(type(name) is not str or type(slot) is not int for part in parts.values() for name, slot in part.items()):
+        raise messages.damaged(path, "expected names and slots")
+    return Slots(**parts)
 
 
 def names_of(slots: Slots) -> Names:

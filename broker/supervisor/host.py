@@ -97,6 +97,8 @@ class HostKeeper:
         if self._link is None:
             raise HostError("there is no stage host")
         answer = self._link.request(do="start", lane=worker.lane, kind=worker.kind, worker=worker.worker)
+        if type(answer.get("pid")) is not int:
+            raise HostError("the stage host does not say which process it has forked")
         return int(answer["pid"])
 
     def quit(self) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 
 import msgpack
 
+from broker.core import log
 from broker.core.errors import TapmeshError
+from broker.core.messages import MessageError, check, unpack_map
 from broker.supervisor.processes import Process, attach
 
 MESSAGE_BYTES = 65_536
@@ -36,6 +38,7 @@ class HostLink:
         self.process = process
         self._child = child
         self._socket = connection
+        self._log = log.get()
         self._events: list[dict[str, Any]] = []
         self.ready = False
         self.connected = True
@@ -87,9 +90,14 @@ class HostLink:
             if not raw:
                 self.connected = False
                 return None
-            message = msgpack.unpackb(raw)
+            try:
+                message = _understood(raw)
+            except MessageError as error:
+                self._log.error("host_not_understood", reason=str(error))
+                self.connected = False
+                return None
             if "event" not in message:
-                return dict(message)
+                return message
             self.ready = self.ready or message["event"] == "ready"
             self._events.append(message)
         return None
@@ -107,6 +115,27 @@ class HostLink:
         if self._child is not None:
             self._child.wait()
         self.close()
+
+
+_SAID: dict[str, dict[str, type]] = {
+    "ready": {},
+    "progress": {"text": str},
+    "exited": {"pid": int, "status": int},
+}
+"""Of each event, what is used of it."""
+
+
+def _understood(raw: bytes) -> dict[str, Any]:
+    """An event or an answer. MessageError for anything else: what says such a thing is no stage host of ours."""
+    message = unpack_map(raw)
+    if "event" not in message:
+        check(message, ok=bool)
+        return message
+    check(message, event=str)
+    if message["event"] not in _SAID:
+        raise MessageError(f"unknown event {message['event']!r:.80}")
+    check(message, **_SAID[message["event"]])
+    return message
 
 
 def launch(name: str, *, stdin: bool = False) -> subprocess.Popen[bytes]:

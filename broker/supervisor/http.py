@@ -5,18 +5,30 @@
 | /metrics | always | |
 | /healthz | the data path is alive | in words, what is not |
 | /readyz | every worker has come up and nobody is stopping us | in words, what is missing |
+
+Whoever reaches the address may ask, so a request is bounded: its bytes, the time it takes to come, and how many are answered at once.
+Who wants more is hung up on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from broker.core.errors import TapmeshError
 from broker.supervisor.exposition import CONTENT_TYPE
+
+REQUEST_BYTES = 16_384
+REQUEST_S = 5.0
+ANSWER_S = 10.0  # so long it is waited for who does not read the answer
+CONNECTIONS = 16
 
 Complaints = Callable[[], list[str]]
 
@@ -28,6 +40,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], family: int, metrics: Callable[[], str], health: Complaints, ready: Complaints) -> None:
         self.address_family = family
         self.metrics, self.health, self.ready = metrics, health, ready
+        self._places = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -37,12 +50,45 @@ class _Server(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: it is the client that has gone."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # s; a client that sends nothing holds a thread no longer
+    timeout = ANSWER_S
     server_version = "tapmesh"
     sys_version = ""
+
+    def handle(self) -> None:
+        """One request, once all of it is there."""
+        self.rfile = io.BufferedReader(io.BytesIO(self._request()))
+        self.handle_one_request()
+
+    def _request(self) -> bytes:
+        """As far as the end of its headers; empty if it is too long or too late. A body is not read."""
+        content, end = bytearray(), time.monotonic() + REQUEST_S
+        with contextlib.suppress(OSError):
+            while not _is_whole(content) and len(content) < REQUEST_BYTES and (left := end - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                more = self.connection.recv(4096)
+                if not more:
+                    break
+                content += more
+        self.connection.settimeout(ANSWER_S)
+        return bytes(content) if _is_whole(content) else b""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -68,6 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is BaseHTTPRequestHandler's
         """Nothing: a scrape is not a change of state."""
+
+
+def _is_whole(content: bytearray) -> bool:
+    """The line that ends the headers is there (RFC 9112 section 2.2: a lone LF will do)."""
+    return b"\r\n\r\n" in content or b"\n\n" in content
 
 
 def parse_address(text: str) -> tuple[str, int, int]:

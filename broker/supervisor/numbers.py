@@ -23,10 +23,16 @@ from typing import Any
 
 import msgpack
 
-from broker.core.errors import PipelineError
+from broker.core import messages
+from broker.core.errors import PipelineError, TapmeshError
 from broker.core.generations import read_generation
 from broker.core.model import Config, Tool
 from broker.core.shm import Pipeline, open_pipeline, pipeline_directory
+
+MOST_BYTES = 1 << 16
+"""A name and a number for each tool."""
+VERSION = 1
+"""Of the file: `{version, tools: {name: number}}`, msgpack."""
 
 
 def numbers_path(name: str) -> Path:
@@ -45,7 +51,7 @@ def keep(pipeline: Pipeline, config: Config) -> None:
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
-            file.write(msgpack.packb(numbers))
+            file.write(msgpack.packb({"version": VERSION, "tools": numbers}))
         scratch.rename(path)
     except OSError:
         scratch.unlink(missing_ok=True)
@@ -61,16 +67,19 @@ def keep_of_dead(name: str) -> None:
 
 
 def restore(pipeline: Pipeline, config: Config, log: Any) -> None:
-    """Before any worker starts. A file that is damaged is told and not believed."""
+    """Before any worker starts. A file that is damaged, or another version's, is told and not believed."""
     path = numbers_path(pipeline.name)
     try:
-        numbers = msgpack.unpackb(path.read_bytes())
+        content = messages.unpack_map(messages.read_file(path, MOST_BYTES), version=int, tools=dict)
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}, here {VERSION}")
+        numbers = content["tools"]
         found = {tool.slot: int(numbers.get(tool.name, 0)) for tool in config.tools if _is_numbered(tool)}
         for slot, number in found.items():
             pipeline.tool_sequence[slot] = number
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError, OverflowError, msgpack.UnpackException) as error:
+    except (TapmeshError, ValueError, TypeError, OverflowError) as error:
         log.warning("numbers_lost", file=str(path), reason=str(error) or type(error).__name__)
         return
     log.info("numbers_go_on", tools=len(found))

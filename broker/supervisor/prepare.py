@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.config.lanes import flow_sizes, geometry, lanes
-from broker.core.errors import PipelineError, TapmeshError
+from broker.core.errors import PipelineError, TapmeshError, VersionError
 from broker.core.flow_layout import flow_offsets
 from broker.core.flow_ring import create_exports, create_flows, left_of
 from broker.core.generations import read_generation
@@ -40,7 +40,7 @@ class Running:
 def look(name: str, log: Any) -> Running | None:
     """The running pipeline of that name; what a dead one has left behind is removed. The lock must be held.
 
-    PipelineError when processes run on memory that this version cannot read.
+    PipelineError when processes run on memory that cannot be read; VersionError when it is another version's.
     """
     directory = pipeline_directory(name)
     if not directory.exists():
@@ -59,7 +59,8 @@ def look(name: str, log: Any) -> Running | None:
         if generation:
             return Running(pipeline, read_generation(directory, generation).config, pids)
     except (PipelineError, OSError) as error:
-        raise PipelineError(f"{error}; its processes are running (pids {', '.join(map(str, sorted(pids)))})") from None
+        kind = VersionError if isinstance(error, VersionError) else PipelineError
+        raise kind(f"{error}; its processes are running (pids {', '.join(map(str, sorted(pids)))})") from None
     # Its supervisor died before any worker could be started: only an idle host can be there.
     clear(name)
     log.warning("left_overs_removed", directory=str(directory), pids=sorted(pids))

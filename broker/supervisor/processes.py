@@ -92,6 +92,14 @@ def attach(pid: int, name: str, module: str = "stages") -> Process | None:
     return None
 
 
+def parent(pid: int) -> int:
+    """The process that will be told of its end; 0: it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def age_s(pid: int) -> float:
     """Seconds since a process started, by the kernel's clock."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

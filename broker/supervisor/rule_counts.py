@@ -13,7 +13,6 @@ what its rules had brought along. What a rule counted that a generation does not
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.core import messages
 from broker.core.errors import PipelineError
 from broker.core.generations import read_generation
 from broker.core.model import Config
@@ -126,11 +126,19 @@ def _keys(rules: Iterable[Rule]) -> list[Key]:
 
 
 def read_carried(directory: Path) -> tuple[int, dict[Key, NDArray[np.int64]]]:
-    """(the first generation that is not in them, counts); (1, {}) as long as nothing was carried over."""
-    with contextlib.suppress(FileNotFoundError):
-        below, rows = msgpack.unpackb((directory / "rules-carried").read_bytes())
-        return below, {key: np.array(row[3:], np.int64) for key, row in zip(_keys(tuple(row[:3]) for row in rows), rows, strict=True)}
-    return 1, {}
+    """(the first generation that is not in them, counts); (1, {}) as long as nothing was carried over. PipelineError: damaged."""
+    path = directory / "rules-carried"
+    try:
+        below, rows = messages.unpack(messages.read_file(path))
+        keys = _keys((str(name), str(action), str(expression)) for name, action, expression, *_ in rows)
+        counts = [np.array([int(n) for n in row[3:]], np.int64) for row in rows]
+        if any(len(row) != len(COUNTS) for row in counts):
+            raise messages.MessageError(f"expected {len(COUNTS)} counts of each rule")
+        return int(below), dict(zip(keys, counts, strict=True))
+    except FileNotFoundError:
+        return 1, {}
+    except (ValueError, TypeError, OverflowError, messages.MessageError) as error:
+        raise messages.damaged(path, error) from None
 
 
 def _write_carried(directory: Path, below: int, counts: dict[Key, NDArray[np.int64]]) -> None:

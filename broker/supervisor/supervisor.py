@@ -6,6 +6,7 @@
 | files, no process | removed, then anew |
 | running workers, the file asks for the same rings | adopted; the file is applied as a reload |
 | running workers, the file asks for other rings | drained by the configuration they run, then anew |
+| running workers of another version of tapmesh | drained by themselves, see `foreign`, then anew |
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.core import log as logs
-from broker.core.errors import TapmeshError
+from broker.core.errors import TapmeshError, VersionError
 from broker.core.model import Config
-from broker.supervisor import prepare
+from broker.supervisor import foreign, prepare
 from broker.supervisor.descriptors import raise_limit
 from broker.supervisor.exposition import exposition
 from broker.supervisor.health import health, ready
@@ -39,6 +40,8 @@ EVENTS = PROBE_EVENTS | {
     "companions_killed": "they were still there when the time to hand over was over",
     "flows_lost": "flows that had not ended and records that no exporter took, at the end; with the packets that they tell of",
     "drain_begun": "nothing new is taken; each stage finishes what is ready",
+    "foreign_drained": "it has ended; its last ledger and its sequence numbers only its own version could tell",
+    "foreign_found": "what runs is of another version of tapmesh; its processes are asked to finish, then it is started anew",
     "generation_put": "capture stamps its next blocks with this configuration",
     "host_adopted": "the stage host of a former supervisor has been taken over",
     "host_died": "the stage host ended or hung; its workers go on, a new one is started",
@@ -62,6 +65,7 @@ EVENTS = PROBE_EVENTS | {
     "topology_changed": "what runs has other rings than the file asks for; it is drained first",
     "worker_died": "a worker ended without being asked; it is started again after the back-off",
     "worker_drained": "a worker has finished what was ready and ended",
+    "worker_found": "a worker that a former supervisor or host had just started runs; it is watched from now on",
     "worker_given_up": "a worker cannot work as it is configured and is not started again",
     "worker_gone": "a worker that others start and stop has ended",
     "worker_killed": "a worker had no heartbeat and was killed",
@@ -132,7 +136,13 @@ class Web:
 
 
 def _taken_over(config: Config, options: Options, signals: Signals, opener: Opener, log: Any) -> Session | None:
-    running = prepare.look(options.name, log)
+    try:
+        running = prepare.look(options.name, log)
+    except VersionError as error:
+        if options.external_stages:
+            raise TapmeshError(f"{error}; others have started them: stop those stages first") from None
+        foreign.drain(options.name, str(error), config.drain_s, log)
+        return None
     if running is None:
         return None
     session = Session(running.pipeline, options, signals, opener, log)

@@ -274,6 +274,7 @@ class Interface:
         assert self._socket is not None
         self._reading.take(self._socket.fileno())
         self._read_ns = now_ns
+        asking.keep_again()
         slot = self._input.slot
         crowded = self._socket.waits(int(self._row["blocks"]) + self._socket.n_blocks // 2)
         if self._admission.look(now_ns, int(self._live[_SEEN + slot]), int(self._live[_KERNEL + slot]), crowded):

@@ -32,6 +32,7 @@ from broker.core.metrics import index
 from broker.core.model import Input
 from broker.core.senders import make_senders
 from broker.core.stage import Context, Generation
+from broker.privileges import asking
 from stages.capture import endpoint_sockets
 from stages.capture.endpoint_kernels import ENDPOINT, LONG_BYTES, NET, SLOT_BYTES, VECTORS, receive_packets
 from stages.capture.errors import SourceError
@@ -152,6 +153,7 @@ class Endpoint:
         if not self._stopping and (not looked or now_ns - self._read_ns >= _READ_EVERY_NS):
             self._read_ns = now_ns
             self._read_drops()
+            asking.keep_again()
         return looked
 
     def _fold(self, seq: int) -> None:

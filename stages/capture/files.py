@@ -135,7 +135,7 @@ class Files:
     def step(self, batch: Batch) -> int:
         """Packets given and dropped. A block without packets carries the counters and the position of those dropped."""
         row = self._row
-        row.n_packets = row.data_used = row.looked = 0
+        row.n_packets = row.data_used = row.looked = row.headers = 0
         row.data_bytes = batch.data_bytes
         if self._window is not None:
             self._window.seek(self._window.position)  # in the last block the rest of what was read is of no use
@@ -199,6 +199,9 @@ class Files:
         if status == walk.BAD:
             reason = walk.REASONS[row.reason].format(value=row.value)
             raise SourceError(path, window.position, reason)
+        if status == walk.ENOUGH:
+            self.due_ns = 1
+            return False
         if status == walk.PACED and pace.awaits_first:
             pace.anchor(row.ts_next, now_ns)
             return True

@@ -42,7 +42,7 @@ class Format(Protocol):
     def state(self) -> tuple[int, int]: ...
 
     def run(self, window: Window, batch: Batch, counters_at: int) -> int:
-        """Make packets of what the window holds: FULL, NEED, PACED, BAD or LATER."""
+        """Make packets of what the window holds: FULL, NEED, PACED, BAD, LATER or ENOUGH."""
         ...
 
 

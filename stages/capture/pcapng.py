@@ -22,6 +22,7 @@ _HEAD_BYTES = 12  # of a section header: as far as its byte-order magic
 _SECTION_BYTES, _DESCRIPTION_BYTES = 28, 20  # without options
 _MAX_SECTION_BYTES = 1024 * 1024  # as libpcap: more is not a header
 _MAX_INTERFACES = 65_536
+_HEADERS_PER_STEP = 2048  # each takes up to 25 us, and a file may hold nothing else
 _PASSED_BYTES = 256 * 1024  # read at once of what is only walked over
 _END_OF_OPTIONS, _IF_TSRESOL, _IF_TSOFFSET = 0, 9, 14
 _MICROSECONDS = 6
@@ -59,15 +60,18 @@ class Pcapng:
         return self._section_at, self._described_to
 
     def run(self, window: Window, batch: Batch, counters_at: int) -> int:
-        while True:
+        while self._walk.headers < _HEADERS_PER_STEP:
             status = self._walk_blocks(batch.packets_at, batch.data_at, counters_at)
             if status == walk.SECTION:
                 if not self._read_section(window):
                     return walk.LATER
+                self._walk.headers += 1
             elif status == walk.DESCRIPTION:
                 self._read_description(window)
+                self._walk.headers += 1
             else:
                 return status
+        return walk.ENOUGH
 
     def _walk_blocks(self, packets_at: int, data_at: int, counters_at: int) -> int:
         self._walk.interfaces_at = self._interfaces.ctypes.data

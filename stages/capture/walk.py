@@ -16,6 +16,7 @@ longer than it |
 | order, snaplen | glue | pcap: ORDER_*; the longest that a record may store |
 | interfaces_at, n_interfaces | glue | pcapng: INTERFACE rows of the section |
 | emit | glue | pcapng: 0: walk over packets without giving them, to find the interfaces again |
+| headers | glue | pcapng: sections and interfaces read in this step |
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Walk(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "at", "end", "last", "need", "reason", "value", "n_packets", "data_used", "looked", "max_packets", "data_bytes", "ts_limit",
-            "ts_next", "input", "big", "header_len", "fraction_ns", "order", "snaplen", "interfaces_at", "n_interfaces", "emit",
+            "ts_next", "input", "big", "header_len", "fraction_ns", "order", "snaplen", "interfaces_at", "n_interfaces", "emit", "headers",
         )
     )  # fmt: skip
 
@@ -48,9 +49,9 @@ INTERFACE = np.dtype([(name, "<i8") for name in ("ethernet", "snaplen", "unit", 
 UNIT_MULTIPLY, UNIT_DIVIDE, UNIT_BINARY = range(3)
 """A time in the file is so many times `amount` ns; `amount` of them are a ns; 2**`amount` of them are a second."""
 
-FULL, NEED, PACED, BAD, SECTION, DESCRIPTION, LATER = range(7)
-"""Why a kernel stopped. SECTION, DESCRIPTION: such a block is at `at` and the glue must read it. LATER comes from the
-glue: a pipe has no more now."""
+FULL, NEED, PACED, BAD, SECTION, DESCRIPTION, LATER, ENOUGH = range(8)
+"""Why a kernel stopped. SECTION, DESCRIPTION: such a block is at `at` and the glue must read it. LATER and ENOUGH come from the
+glue: a pipe has no more now; there is more, and a worker must show signs of life."""
 
 ORDER_CAPLEN_FIRST, ORDER_WIRELEN_FIRST, ORDER_BY_SIZE = range(3)
 """Which length comes first in a record of a pcap file; by size: the smaller one is caplen (version 2.3 was written both ways)."""

@@ -21,6 +21,7 @@ import numpy as np
 
 PIECE_BYTES = 64 * 1024
 _CHUNK = 65_536
+_CHUNKS = 8  # at a time: a reader that never stops talking takes nothing from the others
 
 
 class GoneError(Exception):
@@ -76,7 +77,7 @@ class Connection:
 
     def _read(self) -> None:
         """Take in what has come: of TLS what it needs, all else is nothing to us."""
-        while True:
+        for _ in range(_CHUNKS):
             try:
                 data = self.socket.recv(_CHUNK)
             except BlockingIOError:

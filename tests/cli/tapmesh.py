@@ -92,15 +92,15 @@ class Broker:
     def pids(self) -> dict[tuple[str, int], int]:
         return {key: int(self.pipeline().lanes[0].workers[i]["pid"]) for i, key in enumerate(self.pipeline().lanes[0].geometry.workers)}
 
-    def wait_again(self, kind: str, old_pid: int, worker: int = 0) -> None:
+    def wait_again(self, kind: str, old_pid: int, worker: int = 0, lane: int = 0) -> None:
         def again() -> bool:
-            row = self.row(kind, worker)
+            row = self.row(kind, worker, lane)
             return int(row["pid"]) != old_pid and int(row["state"]) in (layout.STATE_RUNNING, layout.STATE_FINISHED)
 
         until(again, f"{kind} to come back")
 
-    def kill(self, kind: str, worker: int = 0, number: int = signal.SIGKILL) -> int:
-        pid = int(self.row(kind, worker)["pid"])
+    def kill(self, kind: str, worker: int = 0, number: int = signal.SIGKILL, lane: int = 0) -> int:
+        pid = int(self.row(kind, worker, lane)["pid"])
         os.kill(pid, number)
         return pid
 
@@ -115,12 +115,14 @@ class Broker:
 
 
 @contextlib.contextmanager
-def started(arguments: Sequence[object], name: str, directory: Path, *, level: str = "info") -> Iterator[Broker]:
+def started(
+    arguments: Sequence[object], name: str, directory: Path, *, level: str = "info", command: Sequence[str] = COMMAND
+) -> Iterator[Broker]:
     """A broker; afterwards nothing of it is left, whatever the test did."""
     log_path = directory / f"{name}-{next(_numbers)}.log"
     environment = {**os.environ, "TAPMESH_LOG_LEVEL": level}
     with log_path.open("w") as log, (directory / f"{name}.out").open("a") as out:
-        process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=out, stderr=log, text=True, env=environment)
+        process = subprocess.Popen([*command, *map(str, arguments)], stdout=out, stderr=log, text=True, env=environment)
     name = name or f"replay-{process.pid}"
     try:
         yield Broker(name, process, log_path)

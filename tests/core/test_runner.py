@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zmq
 
 from broker.core import layout
+from broker.core.doorbell import bell_path
 from broker.core.generations import write_generation
 from broker.core.layout import Geometry
 from broker.core.metrics import index
@@ -184,12 +186,30 @@ def test_a_second_worker_of_the_same_name_is_refused(start: Callable[..., Proces
     processes.start("filter")
     until(lambda: int(processes.lane.workers[1]["state"]) == layout.STATE_RUNNING, "the first runs")
     first = processes.running["filter", 0]
+    for path in processes.pipeline.directory.iterdir():  # what holds a worker's place is not a file that somebody may remove
+        if path.suffix == ".lock":
+            path.unlink()
     processes.start("filter")
     second = processes.running["filter", 0]
     _, errors = second.communicate(timeout=DEADLINE_S)
     assert "filter worker 0 of lane 0 is running already" in errors
     assert first.poll() is None
     processes.running["filter", 0] = first
+
+
+def test_a_worker_that_is_started_again_wakes_who_may_wait_for_what_the_one_before_had_published(start: Callable[..., Processes]) -> None:
+    """That one may have died between its cursor and the bell."""
+    processes = start(10)
+    row = processes.lane.workers[processes.lane.geometry.row("filter", 0)]
+    with zmq.Context() as context, context.socket(zmq.PULL) as bell:
+        bell.linger = 0
+        bell.bind(f"ipc://{bell_path(processes.pipeline.directory, 0, 'encapsulate', 0)}")
+        processes.start("filter")
+        until(lambda: row["state"] == layout.STATE_RUNNING, "the first filter worker")
+        assert not bell.poll(0)
+        processes.kill("filter", 0)
+        processes.start("filter")
+        assert bell.poll(1000 * DEADLINE_S)
 
 
 def test_an_idle_pipeline_sleeps(start: Callable[..., Processes]) -> None:

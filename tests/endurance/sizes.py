@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 
 LONG = os.environ.get("TAPMESH_LENGTH") == "1"
 
@@ -12,3 +13,8 @@ def size(name: str, ci: int, length: int) -> int:
     if given:
         return int(given)
     return length if LONG else ci
+
+
+def seed() -> int:
+    """TAPMESH_SEED, or another one each time. Print it: it is what repeats a failure."""
+    return int(os.environ.get("TAPMESH_SEED") or random.SystemRandom().randrange(1 << 32))

@@ -112,7 +112,7 @@ def running(planted: Planted) -> Iterator[Broker]:
         resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
 
     with log.open("w") as told, (planted.directory / "out").open("w") as out:
-        process = subprocess.Popen(words, stdout=out, stderr=told, text=True, cwd=planted.directory, preexec_fn=no_limit)  # noqa: PLW1509
+        process = subprocess.Popen(words, stdout=out, stderr=told, text=True, cwd=planted.directory, preexec_fn=no_limit)
     try:
         yield Broker(name, process, log)
     finally:

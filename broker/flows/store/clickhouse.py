@@ -26,6 +26,8 @@ from broker.flows.store.rowbinary import encode
 from broker.flows.table import TIMES, part, to_table
 
 TIMEOUT_S = 30.0
+MOST_BYTES = 64 << 20  # of an answer: who asks for rows of a segment gets at most 10 for each
+_MOST_BYTES = 256 << 20  # of an answer: 10 for each row of the longest segment are far less
 _LOW_CARDINALITY = {"allow_experimental_low_cardinality_type": "1"}
 """Servers before 19.x want to be asked; later ones ignore it or do not know it."""
 
@@ -140,10 +142,13 @@ class ClickHouseStore:
             connection = self._connection = self._connection or self._connect()
             connection.request("POST", path, content if content is not None else query.encode(), self._headers)
             response = connection.getresponse()
-            answer = response.read()
+            answer = response.read(MOST_BYTES + 1)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise StoreError(f"{self._host}:{self._port}: {error or type(error).__name__}") from None
+        if len(answer) > MOST_BYTES:
+            self.close()
+            raise StoreError(f"{self._host}:{self._port}: answers with more than {MOST_BYTES:,} bytes")
         if response.status != http.client.OK:
             self.close()  # it may not have read all of the request
             words = answer.decode(errors="replace").strip().partition("\n")[0][:500]
