@@ -24,6 +24,7 @@ from broker.core.generations import forget_generation, remove_generations_before
 from broker.core.model import Config
 from broker.core.rule_counts import create_rule_counts
 from broker.core.shm import Pipeline
+from broker.supervisor.descriptors import check_descriptors
 from broker.supervisor.prepare import refuse_overwriting
 from broker.supervisor.rule_counts import RuleReader, rules_of
 from broker.supervisor.snapshot import Names
@@ -98,6 +99,7 @@ class InForce:
         thousands of rules: another thread may do it, if nothing is put in force meanwhile."""
         changes = str(diff(self.config, config)) if self.config else ""
         refuse_overwriting(config)
+        check_descriptors(len(config.tools), sum(len(lane.geometry.workers) for lane in self.pipeline.lanes))
         config = assign_slots(config, self.config, self.slots)
         return Ready(config, self.compile_policy(config), changes)
 
