@@ -36,6 +36,7 @@ def write_slots(directory: Path, slots: Slots) -> None:
     """Keep the names of all slots that were ever given, for the next supervisor and for who reads the counters."""
     scratch = directory / ".slots"
     try:
+        scratch.touch(0o600)
         scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
         scratch.rename(directory / "slots")
     except OSError:

@@ -55,7 +55,7 @@ MISTAKES = {
     'url: "http://': ('url: "http://u:{password}@',),
     'to: "tls://': ('to: "tls://u:{password}@',),
     "anonymise: {key_file: addresses.key}": ("anonymise: {key}",),
-    "key: client.key, ca": ('key: "{password}", ca',),
+    "key: client.key, ca": ('key: "-----BEGIN PRIVATE KEY-----{password}", ca',),
     "http: ": ("http: u:{password}@",),
 }
 
@@ -93,6 +93,7 @@ def planted(tmp_path: Path) -> Planted:
     needles = {
         "key": key.encode(),
         "raw key": bytes.fromhex(key),
+        "AES key": bytes.fromhex(key)[:16],
         "part of the key": key[:24].encode(),  # words that are found are shown cut
         "password": password.encode(),
         "private key": private[40:90].encode(),
@@ -191,12 +192,13 @@ def test_no_secret_is_seen_by_others(planted: Planted) -> None:
                 planted.searched(f"{what} of {pid}", Path(f"/proc/{pid}/{what}").read_bytes())
             dumped = Path(f"/proc/{pid}/coredump_filter").read_text().strip()
             assert int(dumped, 16) == 0 or "opener" in Path(f"/proc/{pid}/cmdline").read_text()  # which no dump is made of at all
+        assert stat.S_IMODE(pipeline_directory(broker.name).stat().st_mode) == 0o700
         for path in pipeline_directory(broker.name).iterdir():
-            assert stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0, path
             if path.is_file():
+                assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
                 planted.searched(path.name, path.read_bytes())
 
-        assert in_memory(exporter, planted.needles["raw key"])  # so a core file of it would show the key
+        assert in_memory(exporter, planted.needles["AES key"])  # so a core file of it would show the key
         os.kill(exporter, signal.SIGSEGV)
         until(lambda: broker.events("companion_died"), "the exporter to die")
         broker.kill("send", number=signal.SIGSEGV)

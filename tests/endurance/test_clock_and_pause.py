@@ -185,5 +185,7 @@ def test_a_machine_with_one_cpu_a_clock_that_jumps_and_a_pause(machine: Machine,
     ledger = broker.ledger()["ledger"]
     assert (broker.ledger()["balanced"], ledger["lanes"][0]["received_packets"]) == (True, machine.sent)
     assert ledger["tools"]["recorder"]["delivered_frames"] == machine.sent
+    years = {int(path.name.removeprefix("recorder-")[:4]) for path in (tmp_path / "rec").iterdir()}
+    assert max(years) > time.gmtime().tm_year + 25  # the clock was what the test had set
     flows = [json.loads(line)["flow"] for line in (tmp_path / "flows.json").read_text().splitlines()]
     assert sum(flow["pkts_toserver"] + flow["pkts_toclient"] for flow in flows) == machine.sent
