@@ -99,6 +99,7 @@ PIPELINE = _row(
     ("created_ns", "<i8"),  # wall clock
     ("n_lanes", "<i8"),
     ("supervisor_pid", "<i8"),
+    ("drawing", "<i8"),  # a digest of all rows and counters: their version could be forgotten
 )
 
 LANE = _row(

@@ -1,5 +1,5 @@
 /* A model of ring.py, stages/atomics.py, doorbell.py and of the loop in runner.py, for spin: every interleaving of a few blocks, with
- * crashes anywhere. tests/core/test_ring_model.py checks it; change both sides together.
+ * crashes anywhere. tests/endurance/test_ring_model.py checks it; change both sides together.
  *
  * | in the model | in the code |
  * |---|---|
@@ -27,6 +27,10 @@
  * themselves), encapsulate (it is to the filter what the filter is to capture). Cursors are 64 bits and never wrap; slots and halves do.
  *
  * BREAK_* leaves something out that must not be: each is found.
+ *
+ *     spin -DTOTAL=4 -a ring.pml && gcc -O2 -w -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan -m100000
+ *
+ * and after an error `spin -DTOTAL=4 -t -p -g ring.pml` prints the way to it.
  */
 
 #ifndef N
@@ -188,21 +192,36 @@ end:
 #define COPY_IN_STEP COPY(first); COPY(last)
 #endif
 
-#define READ_BLOCK \
-    assert(!torn[SLOT] && made[SLOT] == seq + 1); \
+/* Stage.step. It has the block from the look that found it ready until its cursor goes on: that is longer than it touches it. Its counters go
+ * to their half by and by, which nobody but LEDGER looks at before the cursor says so. */
+#define BEGIN \
     if \
-    :: IS_FILTER(me) -> judged[SLOT] = seq + 1 \
-    :: me == SEND -> assert(judged[SLOT] == seq + 1) \
-    :: else \
+    :: d_step { me == CAPTURE -> assert(readers[SLOT] == 0); torn[SLOT] = 1 } \
+    :: d_step { me != CAPTURE -> READ; readers[SLOT]++; working = 1 } \
+    fi
+#define READ \
+    assert(!torn[SLOT] && made[SLOT] == seq + 1); \
+    assert(me != SEND || judged[SLOT] == seq + 1)
+#ifdef BREAK_CURSOR_BEFORE_DATA
+#define WRITE skip
+#else
+#define WRITE made[SLOT] = seq + 1; torn[SLOT] = 0
+#endif
+#define END \
+    if \
+    :: me == CAPTURE -> assert(readers[SLOT] == 0); WRITE \
+    :: else -> READ; if :: IS_FILTER(me) -> judged[SLOT] = seq + 1 :: else fi; readers[SLOT]--; working = 0 \
     fi; \
-    readers[SLOT]--; \
-    reading = 0
+    COPY_IN_STEP
 
 /* Each atomic is one STEP and what the worker does with it by itself, which nobody else sees. */
 proctype worker(byte me)
 {
     byte seq, count, found;
-    bit ok, ring_after, ring_beside, reading;
+    bit ok, ring_after, ring_beside, working;
+
+    seq = cursor[me];
+    goto loop; /* everybody's first life has begun: who has not begun yet is one that has died there */
 
 start: /* Ring.__init__: the place and its counts are in shared memory */
     skip;
@@ -229,23 +248,9 @@ loop:
     atomic {
         if :: seq >= TOTAL -> goto finish :: else fi;
         LOOK;
-        if :: !ok -> goto park :: else -> ok = 0 fi
+        if :: !ok -> goto park :: else -> ok = 0 fi;
+        BEGIN
     }
-
-    /* Stage.step; its counters go to their half by and by, which nobody but LEDGER looks at before the cursor says so */
-    if
-    :: me == CAPTURE ->
-        atomic { STEP(DRAIN(me); assert(readers[SLOT] == 0); torn[SLOT] = 1) }
-#ifndef BREAK_CURSOR_BEFORE_DATA
-        atomic { STEP(assert(readers[SLOT] == 0); made[SLOT] = seq + 1; torn[SLOT] = 0; COPY_IN_STEP) }
-#endif
-#ifdef FLOWS_BESIDE
-    :: me == FLOWS -> atomic { STEP(DRAIN(me); COPY_IN_STEP) } /* it may let a block go unread */
-#endif
-    :: me != CAPTURE ->
-        atomic { STEP(DRAIN(me); readers[SLOT]++; reading = 1; assert(!torn[SLOT] && made[SLOT] == seq + 1)) }
-        atomic { STEP(READ_BLOCK; COPY_IN_STEP) }
-    fi;
 
     /* Ring.publish */
 #ifdef LEDGER
@@ -254,6 +259,7 @@ loop:
 #endif
     atomic {
         STEP(
+            END;
             assert(handled[me] == BLOCKS(me, seq));
             handled[me]++;
             owes[me] = 1;
@@ -319,9 +325,9 @@ died: /* what it stored arrives; its socket and what was in it are gone */
 #ifdef STALE_CORD
         stale[me] = 1;
 #endif
-        if :: reading -> readers[SLOT]-- :: else fi;
+        if :: working -> readers[SLOT]-- :: else fi;
         handled[me] = BLOCKS(me, cursor[me]);
-        seq = 0; count = 0; found = 0; ok = 0; ring_after = 0; ring_beside = 0; reading = 0;
+        seq = 0; count = 0; found = 0; ok = 0; ring_after = 0; ring_beside = 0; working = 0;
         NOBODY_OVERSLEEPS
     }
     goto start;
@@ -337,21 +343,22 @@ finish:
 }
 
 #ifdef LEDGER
-/* read_counters of worker LEDGER, by the supervisor. */
+/* read_counters of one worker, by the supervisor. */
 proctype ledger()
 {
-    byte at, first, last;
-    at = cursor[LEDGER];
-    first = words[LEDGER].first[HALF(LEDGER, at)];
-    last = words[LEDGER].last[HALF(LEDGER, at)];
+    byte r, at, first, last;
+    select(r : 0 .. ROWS - 1);
+    at = cursor[r];
+    first = words[r].first[HALF(r, at)];
+    last = words[r].last[HALF(r, at)];
 #ifdef BREAK_LEDGER_LOOKS_ONCE
     if
     :: true ->
 #else
     if
-    :: cursor[LEDGER] == at ->
+    :: cursor[r] == at ->
 #endif
-        assert(first == BLOCKS(LEDGER, at) && last == first)
+        assert(first == BLOCKS(r, at) && last == first)
     :: else /* again; that is another run of this process */
     fi
 }
@@ -364,6 +371,7 @@ init
         do
         :: r < ROWS ->
             cursor[r] = (IS_FILTER(r) -> r - 1 : 0);
+            up[r] = 1;
             run worker(r);
             r++
         :: else -> break

@@ -9,9 +9,10 @@ it; for capture, when every send worker, and the flows stage if there is one, ha
 | worker | its cursor, store-release | after all its writes | readers that see the cursor see the block |
 | worker | `parked` = the cursor value it waits for | before it sleeps, then a fence, then it looks again | no wake-up is lost |
 | publisher | rings a bell | after its cursor, then a fence, if the neighbour's `parked` is reached | nobody is woken for nothing |
+| publisher | rings all its neighbours' bells | when it starts | the one before it may have died between cursor and bell |
 | anybody else | writes a cursor | *never* | a cursor has one owner |
 
-What a kill -9 costs is in `broker/README.md`.
+What a kill -9 costs is in `broker/README.md`. `ring.pml` is this table as a model, which is checked in every interleaving: change both.
 """
 
 from __future__ import annotations
@@ -147,9 +148,9 @@ class Ring:
         return [*woken, (self._beside, 0)] if bits else woken
 
     def neighbours(self) -> list[tuple[str, int]]:
-        """(kind, number) of every worker that may wait for a block of this one."""
-        after = [(self._after, worker) for worker in range(self._n_after)]
-        return [*after, (self._beside, 0)] if self._beside else after
+        """All whom this worker may have to wake (kind, number)."""
+        beside = [(self._beside, 0)] if self._beside else []
+        return [*((self._after, w) for w in range(self._n_after)), *beside]
 
     def park(self) -> bool:
         """Announce that this worker goes to sleep; False if there is work after all (and it is announced no more).

@@ -84,8 +84,7 @@ class Runner:
         self.ring.unpark()  # the one before me may have died in its sleep
         self.bell = Doorbell(directory, self.memory.number, self.kind, self.worker)
         self.bell.wake_on_signals()
-        if row["epoch"] > 1:
-            self._wake_neighbours()
+        self._ring_neighbours()
         first = self._first_generation()
         generation = read_generation(directory, first, rules=False)
         self.stage.open(self._context())
@@ -100,6 +99,11 @@ class Runner:
             self.bell.close()
         row["state"] = layout.STATE_STOPPED
         self.log.info("worker_stopped", seq=self.ring.seq)
+
+    def _ring_neighbours(self) -> None:
+        """The one before me may have died between its cursor, with which it took back that somebody sleeps, and the bell."""
+        for kind, worker in self.ring.neighbours():
+            self.bell.ring(kind, worker)
 
     def _context(self) -> Context:
         memory, ring, pipeline = self.memory, self.ring, self.pipeline
@@ -172,11 +176,6 @@ class Runner:
     def _publish(self) -> None:
         for kind, worker in self.ring.publish():
             self._live[_BELLS] += 1
-            self.bell.ring(kind, worker)
-
-    def _wake_neighbours(self) -> None:
-        """The one before me may have died between its cursor and the bell."""
-        for kind, worker in self.ring.neighbours():
             self.bell.ring(kind, worker)
 
     def _check(self, batch: Batch) -> None:

@@ -7,6 +7,8 @@ unlinks it for everyone.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import mmap
 import os
 import shutil
@@ -18,13 +20,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.core import layout
+from broker.core import flow_layout, layout
 from broker.core.batch import Batch
 from broker.core.errors import PipelineError, VersionError
 from broker.core.layout import Geometry
-from broker.core.metrics import N_COUNTERS
+from broker.core.metrics import COUNTERS, N_COUNTERS
 
 CONTROL_BYTES = 2 * layout.PAGE
+_ROWS = (
+    layout.PIPELINE, layout.LANE, layout.WORKER, layout.BLOCK, layout.PACKET, layout.VERDICT, layout.FRAME, layout.TICKET,
+    flow_layout.FLOW, flow_layout.ENTRY, flow_layout.UNDO, flow_layout.NAME, flow_layout.STATE, flow_layout.FLOWS, flow_layout.EXPORT,
+)  # fmt: skip
 _GEOMETRY_FIELDS = (
     "n_blocks", "max_packets", "max_frames", "header_bytes", "data_bytes", "shaped_bytes", "n_filter", "n_encapsulate", "n_send",
     "n_flows", "flows_follow_filter",
@@ -134,6 +140,14 @@ def _checked_header(path: Path, memory: NDArray[np.uint8], dtype: np.dtype[np.vo
     return header
 
 
+@functools.cache
+def drawing() -> int:
+    """A digest of the rows that the memory is made of and of the counters in their order, 0 < n < 2**63."""
+    rows = [(row.itemsize, str(row.fields)) for row in _ROWS]
+    counters = [(c.stage, c.name, c.per, c.live) for c in COUNTERS]
+    return int.from_bytes(hashlib.sha256(repr((rows, counters)).encode()).digest()[:7], "big") + 1
+
+
 def _check_geometry(path: Path, g: Geometry) -> None:
     """Refuse sizes that would send an index out of the file before they are used as such."""
     limits = {"n_blocks": 1 << 16, "max_packets": 1 << 16, "max_frames": 1 << 22}
@@ -187,6 +201,7 @@ def create_pipeline(name: str, geometries: Sequence[Geometry]) -> Pipeline:
     header = control[: layout.PIPELINE.itemsize].view(layout.PIPELINE)
     row = header[0]
     row["version"], row["created_ns"], row["n_lanes"] = layout.LAYOUT_VERSION, time.time_ns(), len(lanes)
+    row["drawing"] = drawing()
     row["magic"] = layout.PIPELINE_MAGIC
     (directory / ".control").rename(directory / "control")
     return _control(directory, control, lanes)
@@ -199,6 +214,8 @@ def open_pipeline(name: str) -> Pipeline:
         raise PipelineError(f"no pipeline {name!r} is running ({directory} has no control file)")
     control = map_file(directory / "control")
     header = _checked_header(directory / "control", control, layout.PIPELINE, layout.PIPELINE_MAGIC)
+    if int(header[0]["drawing"]) != drawing():
+        raise VersionError(f"{directory / 'control'}: its rows or counters are not those here: another version of tapmesh runs it")
     n_lanes = int(header[0]["n_lanes"])
     lanes = [LaneMemory(path, map_file(path)) for path in (directory / f"lane-{i}" for i in range(n_lanes))]
     return _control(directory, control, lanes)

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import zmq
 
 from broker.core import layout
-from broker.core.doorbell import bell_path
+from broker.core.doorbell import Doorbell
 from broker.core.generations import write_generation
 from broker.core.layout import Geometry
 from broker.core.metrics import index
@@ -197,21 +196,6 @@ def test_a_second_worker_of_the_same_name_is_refused(start: Callable[..., Proces
     processes.running["filter", 0] = first
 
 
-def test_a_worker_that_is_started_again_wakes_who_may_wait_for_what_the_one_before_had_published(start: Callable[..., Processes]) -> None:
-    """That one may have died between its cursor and the bell."""
-    processes = start(10)
-    row = processes.lane.workers[processes.lane.geometry.row("filter", 0)]
-    with zmq.Context() as context, context.socket(zmq.PULL) as bell:
-        bell.linger = 0
-        bell.bind(f"ipc://{bell_path(processes.pipeline.directory, 0, 'encapsulate', 0)}")
-        processes.start("filter")
-        until(lambda: row["state"] == layout.STATE_RUNNING, "the first filter worker")
-        assert not bell.poll(0)
-        processes.kill("filter", 0)
-        processes.start("filter")
-        assert bell.poll(1000 * DEADLINE_S)
-
-
 def test_an_idle_pipeline_sleeps(start: Callable[..., Processes]) -> None:
     """Nobody spins: with nothing to do a worker wakes some ten times a second for its heartbeat."""
     processes = start(0)
@@ -222,6 +206,19 @@ def test_an_idle_pipeline_sleeps(start: Callable[..., Processes]) -> None:
     before, since = live[:, parks].copy(), time.monotonic()
     until(lambda: time.monotonic() - since > 1.0, "a second")
     assert (live[:, parks] - before).max() <= 25
+
+
+@pytest.mark.parametrize(("kind", "rung"), [("capture", [("filter", 0), ("filter", 1)]), ("send", [("capture", 0)])])
+def test_a_worker_that_starts_wakes_all_its_neighbours(start: Callable[..., Processes], kind: str, rung: list[tuple[str, int]]) -> None:
+    """The one before it may have died after the cursor and before the bell: without a limit they would sleep for ever."""
+    processes = start(0, n_filter=2)
+    bells = [Doorbell(processes.pipeline.directory, 0, *neighbour) for neighbour in rung]
+    processes.start(kind)
+    for bell in bells:
+        since = time.monotonic()
+        bell.wait(int(DEADLINE_S * 1000))
+        assert time.monotonic() - since < DEADLINE_S / 2
+        bell.close()
 
 
 class Named:

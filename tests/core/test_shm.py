@@ -54,6 +54,7 @@ def test_nothing_is_left_after_removal(pipeline: Pipeline, name: str) -> None:
         ("control", 0, b"garbage!", "not a tapmesh segment"),
         ("lane-0", 0, b"\0" * 8, "not a tapmesh segment"),
         ("lane-0", 8, (99).to_bytes(8, "little"), f"layout version 99, here {layout.LAYOUT_VERSION}"),
+        ("control", layout.words(layout.PIPELINE)["drawing"] * 8, b"\1" * 8, "another version of tapmesh runs it"),
         ("lane-0", 24, (1 << 40).to_bytes(8, "little"), "n_blocks is 1099511627776: damaged"),
         ("lane-0", 24, (0).to_bytes(8, "little"), "n_blocks is 0: damaged"),
         ("lane-0", 24, (2).to_bytes(8, "little"), "bytes, expected"),

@@ -39,6 +39,7 @@ from broker.core.messages import MessageError
 from broker.core.model_codec import from_bytes, to_bytes
 from broker.flows import segments
 from broker.privileges import opener, orders
+from broker.privileges.kept import Kept
 from broker.supervisor import generation, hostlink, rule_counts
 from stages.capture.errors import REPORT, SourceError
 from stages.host import Host
@@ -139,11 +140,11 @@ def messages(data: bytes) -> None:
         "release": orders._check_name,
     }
     with theirs, ours, other, mock.patch.object(Host, "_fork", return_value=1), mock.patch.dict(opener._ORDERS, harmless):  # type: ignore[arg-type]
-        with mock.patch.object(opener, "_MAKES", ("open_socket",)):
+        with mock.patch.object(opener, "_MAKES", ("open_socket", "find")):
             theirs.send(data[:4096])
             host._hear()
             other.send(data[:4096])
-            opener.answer(ours)
+            opener.answer(ours, Kept())
             answer = msgpack.unpackb(other.recv(4096))
             assert isinstance(answer["errno"], int)
         host._hang_up()

@@ -55,15 +55,15 @@ class Killer:
     def __init__(self, run: Run, chance: random.Random) -> None:
         self.run, self.chance = run, chance
         self.ready_s: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self.struck_s = 0.0  # when
 
     def round(self) -> list[str]:
         """Each kind alone, then some of two at once."""
         words = []
         for kind in self.chance.sample(KINDS, len(KINDS)):
             self.pause(GAP_S)
-            began = time.monotonic()
             self.strike(kind, alone=True)()
-            self.ready_s[kind].append(time.monotonic() - began)
+            self.ready_s[kind].append(time.monotonic() - self.struck_s)
             words.append(f"{kind} {self.ready_s[kind][-1]:.3f} s")
             self.settle(kind)
         for _ in range(N_PAIRS):
@@ -90,6 +90,7 @@ class Killer:
     def strike(self, kind: str, *, alone: bool = False) -> Callable[[], None]:
         if kind in WORKERS:
             return self._worker(kind)
+        self.struck_s = time.monotonic()
         if kind in ("export", "store"):
             return self._companion(kind)
         if kind == "host":
@@ -105,6 +106,7 @@ class Killer:
         lane, worker = self.chance.randrange(len(lanes)), self.chance.randrange(lanes[0].geometry.count(kind))
         if kind == "send":
             in_a_block(self.run.broker.row(kind, worker, lane))
+        self.struck_s = time.monotonic()
         old = self.run.broker.kill(kind, worker, lane=lane)
         return lambda: self.run.broker.wait_again(kind, old, worker, lane)
 

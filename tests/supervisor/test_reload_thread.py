@@ -14,6 +14,7 @@ from broker.core.layout import Geometry
 from broker.core.model import Config, Input, Map, Rule
 from broker.core.shm import Pipeline
 from broker.supervisor.companions import Companions
+from broker.supervisor.crew import Crew
 from broker.supervisor.generation import InForce
 from broker.supervisor.plan import Phase
 from broker.supervisor.probes import Prober
@@ -48,6 +49,7 @@ def test_the_loop_goes_on_while_a_policy_is_compiled_and_nothing_changes_before(
     session.force, session.log, session.phase, session._loading = force, structlog.get_logger(), Phase.RUN, None
     session.prober = Prober(pipeline.tool_state, session.log)
     session.companions = Companions(pipeline.name, session.log)
+    session.crew = Crew(pipeline, session.log)
     session.options = cast("Options", SimpleNamespace(load=lambda: config("udp")))
     session.reload()
     assert compiling.wait(10)
