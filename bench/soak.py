@@ -10,8 +10,8 @@ want the same packets by other rules. Once a second is noted what it holds:
 | descriptors, threads | of all its processes |
 | files | of the pipeline in shared memory |
 
-Prints one JSON line. Exit status 1 when it is not flat and lossless: `wrong` says in what. Without loss is that what should have arrived at the
-far end did; with `--counted` that every packet that did not is in the ledger under a reason, which is what a busy machine can promise.
+Prints one JSON line. Exit status 1 when it is not flat and lossless: `wrong` says in what. Without loss is that what should have arrived at
+the far end did; with `--counted` that every packet that did not is in the ledger under a reason, which is what a busy machine can promise.
 """
 
 from __future__ import annotations

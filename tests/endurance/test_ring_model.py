@@ -24,8 +24,6 @@ _ABSENT = [program for program in ("spin", "gcc") if shutil.which(program) is No
 pytestmark = pytest.mark.skipif(
     bool(_ABSENT) and os.environ.get("CI") != "true", reason=f"not installed: {', '.join(_ABSENT)} (Debian: spin, gcc, libc6-dev)"
 )
-    bool(_ABSENT) and os.environ.get("CI") != "true", reason=f"not installed: {', '.join(_ABSENT)} (Debian packages spin, gcc, libc6-dev)"
-)
 
 
 @dataclass(frozen=True)
