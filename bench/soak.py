@@ -43,7 +43,7 @@ SHARE, STEP_S, N_STEPS = 0.8, 3.0, 6
 SWAP_EVERY_S, SWAP_PATIENCE_S = 1.0, 30.0
 WARM_UP = 0.2  # of the time: allocators and caches fill
 GROWTH_BYTES = 4 << 20  # over the whole run; of what is less than that nobody can tell growth from noise
-DESCRIPTORS, THREADS, FILES = 8, 4, 2  # more at the end than after the warm-up: what a swap that is under way has open
+DESCRIPTORS, THREADS, FILES = 8, 4, 6  # more at the end than after the warm-up: what two swaps that are under way have open
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def soak(seconds: float, rate: float, *, counted: bool) -> dict[str, Any]:
         arrived, found = settled(scene.wires, first + expected) - first, ledger()
         wrong = judge(samples) + [str(fault) for fault in found.get("faults", [])]
         lost = expected - arrived
-        dropped = sum(n for lane in found["lanes"] for n in lane["dropped"].values())
-        dropped += sum(n for tool in found["tools"] for n in tool["dropped"].values())
+        dropped = sum(n for lane in found["lanes"] for n in lane["dropped_packets"].values())
+        dropped += sum(n for tool in found["tools"].values() for n in tool["dropped_frames"].values())
         if lost > (dropped if counted else 0):
             wrong.append(f"{lost} of {expected} frames did not arrive, {dropped} packets are counted as dropped")
         warm = [s for s in samples if s.at_s >= WARM_UP * samples[-1].at_s]

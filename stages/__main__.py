@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from broker.core import log
+from broker.core.dumps import leave_memory_out
 from broker.core.errors import EXIT_CONFIG, TapmeshError
 from broker.core.layout import PATH, STAGES
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Exit status 78 (EX_CONFIG) with the reason logged when starting again would be of no use."""
+    leave_memory_out()
     arguments = _parser().parse_args()
     log.configure()
     try:

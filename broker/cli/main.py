@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 
+from broker.core.dumps import leave_memory_out
 from broker.core.errors import TapmeshError
 
 COMMANDS = ("run", "check", "explain", "diff", "replay", "receive", "status", "top", "flows")
@@ -23,6 +24,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Operators' mistakes end here: told as they stand, exit status 1 (or what the command has chosen)."""
+    leave_memory_out()
     given = sys.argv[1:] if arguments is None else arguments
     parsed = parser(given[0] if given else "").parse_args(given)
     try:

@@ -12,6 +12,8 @@ from broker.config.document import Document, Error, dotted
 from broker.core.flow_model import Flows
 
 KEY_BYTES = 32
+NO_SUCH_FILE = "there is no file of that name, expected the name of a file that holds it"
+"""The name is not shown: it may be the secret itself."""
 
 
 def read_key(file: str) -> bytes:
@@ -20,7 +22,7 @@ def read_key(file: str) -> bytes:
         with Path(file).open("rb") as opened:
             content = opened.read(4096)
     except OSError as error:
-        raise ValueError(f"'{file}' cannot be read: {error.strerror}") from None
+        raise ValueError(_unread(file, error)) from None
     if len(content) == KEY_BYTES:
         return content
     text = content.strip()
@@ -36,12 +38,17 @@ def read_password(file: str) -> str:
             content = opened.read(4096)
         password = content.decode().partition("\n")[0].rstrip("\r")
     except OSError as error:
-        raise ValueError(f"'{file}' cannot be read: {error.strerror}") from None
+        raise ValueError(_unread(file, error)) from None
     except UnicodeDecodeError:
         raise ValueError(f"'{file}' holds no UTF-8, expected a password in its first line") from None
     if not password:
         raise ValueError(f"'{file}' has an empty first line, expected a password in it")
     return password
+
+
+def _unread(file: str, error: OSError) -> str:
+    exists = os.path.lexists(file)
+    return f"'{file}' cannot be read: {error.strerror}" if exists else NO_SUCH_FILE
 
 
 def check_secrets(flows: Flows, document: Document) -> Iterator[Error]:

@@ -28,14 +28,16 @@ def told(document: Document, details: ErrorDetails) -> Error | None:
         key = str(details["loc"][-1])
         text = f"key '{key}' is missing, expected {_described(path, tags, key)}"
     else:
-        text = _text(details)
+        text = _text(details, path)
     if document.is_broken(dotted(path)):
         return None
     return document.place(path, of_key=of_key), dotted(path[:-1] if of_key else path), text
 
 
-def _text(details: ErrorDetails) -> str:
+def _text(details: ErrorDetails, path: Path) -> str:
     kind, found = details["type"], details["input"]
+    if path[-1:] == ("anonymise",) and isinstance(found, str):  # perhaps the key itself
+        return "found a word, expected a mapping"
     context: Mapping[str, Any] = details.get("ctx") or {}
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"found {shown(found)}, expected a mapping"

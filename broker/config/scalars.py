@@ -170,6 +170,8 @@ def file(value: Any) -> str:
     word = text(value, "the name of a file")
     if not word:
         raise Wrong("found '', expected the name of a file")
+    if "-----BEGIN" in word:
+        raise Wrong("found what such a file holds, expected its name")
     return word
 
 

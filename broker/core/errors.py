@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from broker.core.model import Place
@@ -15,6 +16,9 @@ EXIT_DAMAGED = 65
 
 EXIT_RUNNING = 75
 """sysexits EX_TEMPFAIL: another process does this already. Once that one has ended, starting again is of use."""
+
+_CREDENTIALS = re.compile(r"[^\s'\"/@]+:[^\s'\"@]+@")
+"""``user:password@``, as some are used to write into addresses. Errors are logged, printed and sent to managers."""
 
 
 class TapmeshError(Exception):
@@ -42,7 +46,7 @@ class ConfigErrors(TapmeshError):  # noqa: N818 - it holds all of them
     expected. `str()` gives a line for each. The place is None where there is no text, as in a configuration made by a program."""
 
     def __init__(self, errors: Iterable[tuple[Place | None, str, str]]) -> None:
-        found = set(errors)
+        found = {(place, part, _CREDENTIALS.sub("...@", text)) for place, part, text in errors}
         self.errors = tuple(sorted(found, key=lambda e: (e[0].line, e[0].column, e[1], e[2]) if e[0] else (0, 0, e[1], e[2])))
         super().__init__(self.errors)
 

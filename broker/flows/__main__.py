@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from broker.core import log
+from broker.core.dumps import leave_memory_out
 from broker.core.errors import EXIT_CONFIG, TapmeshError
 from broker.core.shm import open_pipeline
 from broker.flows.stopping import Stopping
@@ -19,6 +20,7 @@ from broker.privileges import sandbox
 
 def main() -> int:
     """Exit status 78 (EX_CONFIG) with the reason logged when starting again would be of no use, 1 when it may help."""
+    leave_memory_out()
     parser = argparse.ArgumentParser(prog="python -m broker.flows", description="Processes of flow records")
     parser.add_argument("process", choices=("export", "store"))
     parser.add_argument("--pipeline", required=True)

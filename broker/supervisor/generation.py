@@ -24,6 +24,7 @@ from broker.core.generations import forget_generation, remove_generations_before
 from broker.core.model import Config
 from broker.core.rule_counts import create_rule_counts
 from broker.core.shm import Pipeline
+from broker.supervisor.descriptors import check_descriptors
 from broker.supervisor.prepare import refuse_overwriting
 from broker.supervisor.rule_counts import RuleReader, rules_of
 from broker.supervisor.snapshot import Names
@@ -35,6 +36,7 @@ def write_slots(directory: Path, slots: Slots) -> None:
     """Keep the names of all slots that were ever given, for the next supervisor and for who reads the counters."""
     scratch = directory / ".slots"
     try:
+        scratch.touch(0o600)
         scratch.write_bytes(msgpack.packb({"inputs": dict(slots.inputs), "tools": dict(slots.tools), "maps": dict(slots.maps)}))
         scratch.rename(directory / "slots")
     except OSError:
@@ -98,6 +100,7 @@ class InForce:
         thousands of rules: another thread may do it, if nothing is put in force meanwhile."""
         changes = str(diff(self.config, config)) if self.config else ""
         refuse_overwriting(config)
+        check_descriptors(len(config.tools), sum(len(lane.geometry.workers) for lane in self.pipeline.lanes))
         config = assign_slots(config, self.config, self.slots)
         return Ready(config, self.compile_policy(config), changes)
 

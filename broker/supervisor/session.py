@@ -25,7 +25,6 @@ from broker.core.shm import Pipeline, remove_pipeline
 from broker.supervisor import numbers, plan
 from broker.supervisor.companions import Companions
 from broker.supervisor.crew import Crew
-from broker.supervisor.descriptors import check_descriptors
 from broker.supervisor.generation import Compile, InForce, Ready
 from broker.supervisor.host import HostKeeper
 from broker.supervisor.hostlink import HostError
@@ -277,7 +276,6 @@ class Session:
     def _prepare(self, config: Config) -> Ready:
         if refusal := self.force.refusal(config):
             raise TapmeshError("needs a restart: " + "; ".join(refusal))
-        check_descriptors(len(config.tools), len(self.crew.ids))
         return self.force.prepare(config)
 
     def _put(self, ready: Ready) -> None:

@@ -85,6 +85,7 @@ class RotatingEgress:
         self._child: subprocess.Popen[bytes] | None = None
         self._given: set[str] = set()  # names that a child has been told since the last file was begun
         self._begun_ns = int(self._counters[FILE_BEGUN])
+        self._since_ns = time.monotonic_ns()
         self._remove_uncommitted()
         self._file = self._resume() or self._begin()
         self._tidy()
@@ -113,6 +114,7 @@ class RotatingEgress:
     def _begin(self) -> FileEgress:
         newest = max((at for at, _ in self._files()), default=0)
         self._begun_ns = max(time.time_ns(), newest + 1, self._begun_ns + 1)  # clocks go back; names must not
+        self._since_ns = time.monotonic_ns()
         self._live[FILE_NEXT] = self._begun_ns  # before it is there, for whoever comes after a crash
         self._counters[FILE_BEGUN], self._counters[FILE_BYTES] = self._begun_ns, 0
         return FileEgress(self.tool, *self._given_to_files, overwrite=True, path=self._part(self._begun_ns))
@@ -139,9 +141,15 @@ class RotatingEgress:
         by_size, period_ns = self._rotation.rotate_bytes, self._rotation.rotate_s * _NS
         if self._file.length <= len(self.format.header):
             return False  # nothing in it yet
-        if period_ns and time.time_ns() // period_ns > self._begun_ns // period_ns:
+        if period_ns and self._is_late(period_ns):
             return True
         return bool(by_size) and self._file.length + self.format.size(batch, rows_at, n_rows) > by_size
+
+    def _is_late(self, period_ns: int) -> bool:
+        now_ns = time.time_ns()
+        if now_ns < self._begun_ns:  # the clock went back, perhaps by years, or names are ahead of it since it did
+            return time.monotonic_ns() - self._since_ns >= period_ns
+        return now_ns // period_ns > self._begun_ns // period_ns
 
     def _finish(self) -> None:
         """Take the `.part` away; a file in which nothing is goes altogether."""

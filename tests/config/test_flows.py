@@ -191,8 +191,8 @@ def test_secrets_are_read_when_the_configuration_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load_config(tmp_path / "c.yaml")
     assert str(caught.value).replace(str(tmp_path), "D").split("\n") == [
-        "D/c.yaml:3:25: flows.anonymise.key_file: 'D/key' cannot be read: No such file or directory",
-        "D/c.yaml:4:70: flows.store.password_file: 'D/password' cannot be read: No such file or directory",
+        "D/c.yaml:3:25: flows.anonymise.key_file: there is no file of that name, expected the name of a file that holds it",
+        "D/c.yaml:4:70: flows.store.password_file: there is no file of that name, expected the name of a file that holds it",
     ]
     (tmp_path / "key").write_bytes(b"k" * 31)
     (tmp_path / "password").write_bytes(b"\nx")

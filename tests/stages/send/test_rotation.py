@@ -54,7 +54,7 @@ def frames(directory: Path) -> list[bytes]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     now = [NOON_NS]
-    monkeypatch.setattr(module, "time", SimpleNamespace(time_ns=lambda: now[0]))
+    monkeypatch.setattr(module, "time", SimpleNamespace(time_ns=lambda: now[0], monotonic_ns=lambda: now[1] if now[1:] else 0))
     return now
 
 
@@ -100,6 +100,19 @@ def test_a_file_ends_where_a_multiple_of_its_seconds_begins_and_none_is_made_for
         sender.step(block(tool, 1, seq))
     sender.stage.close()
     assert [(p.stat().st_size - 24) // RECORD for p in sorted(tmp_path.iterdir())] == [2, 2, 1]
+
+
+def test_files_end_in_time_while_the_clock_is_years_behind_their_names(tmp_path: Path, clock: list[int]) -> None:
+    """It was set to a year to come, and back: names go on from there, since they sort by it, and the seconds are those that pass."""
+    tool = tool_in(tmp_path, rotate_s=60)
+    sender = Sender(tool)
+    year = 365 * 86_400
+    for seq, (behind_s, passed_s) in enumerate(((0, 0), (20 * year, 1), (0, 2), (0, 30), (0, 63), (-20 * year, 64), (-20 * year, 125))):
+        clock[:] = [NOON_NS + (behind_s + passed_s) * 10**9, passed_s * 10**9]
+        sender.step(block(tool, 1, seq))
+    sender.stage.close()
+    assert [(p.stat().st_size - 24) // RECORD for p in sorted(tmp_path.iterdir())] == [1, 3, 2, 1]
+    assert frames(tmp_path) == [payload(100, 100 * seq) for seq in range(7)]
 
 
 def test_a_tool_that_gets_nothing_leaves_no_file(tmp_path: Path) -> None:
