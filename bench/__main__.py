@@ -10,7 +10,7 @@ from bench.report import line
 
 BENCHES = (
     "replay", "peers", "filter", "classbench", "encapsulate", "dedup", "flows", "meters", "export", "store", "answers", "explain", "growth",
-    "scaling", "memory", "startup", "runs", "live", "small",
+    "scaling", "memory", "startup", "runs", "live", "small", "rfc2544",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from bench import programs, workload
 from bench.brokers import agent_config, when_up
 from bench.live import N_FRAMES, is_ipv4, settled
 from bench.report import machine
-from bench.small import Scene, highest
+from bench.scene import Scene, highest
 from bench.wires import wires
 from broker.core.shm import Pipeline, shared_memory_root
 

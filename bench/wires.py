@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SOURCE, REMOTE = "10.99.0.1", "10.99.0.2"
-MTU = 2000  # a full frame fits with its outer header: nobody has to make fragments
+MTU, JUMBO_MTU = 2000, 9200  # a full frame fits with its outer header: nobody has to make fragments
 _DROP = ("bpf", "da", "bytecode", "1,6 0 0 2")  # return TC_ACT_SHOT
 
 
@@ -60,7 +60,7 @@ def _run(*words: str) -> str:
 
 
 @contextlib.contextmanager
-def wires() -> Iterator[Wires]:
+def wires(mtu: int = MTU) -> Iterator[Wires]:
     """RuntimeError when they cannot be made here."""
     made = Wires(*(f"bench-{os.getpid()}-{host}" for host in "abc"))
     hosts = (made.a, made.b, made.c)
@@ -70,7 +70,7 @@ def wires() -> Iterator[Wires]:
             _run("ip", "netns", "exec", host, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
             _run("ip", "-n", host, "link", "set", "lo", "up")
         for one, name, other, other_name in ((made.a, "a0", made.b, "b0"), (made.b, "b1", made.c, "c0")):
-            ends = ("mtu", str(MTU), "type", "veth", "peer", "name", other_name, "mtu", str(MTU), "netns", other)
+            ends = ("mtu", str(mtu), "type", "veth", "peer", "name", other_name, "mtu", str(mtu), "netns", other)
             _run("ip", "-n", one, "link", "add", name, *ends)
             _run("ip", "-n", one, "link", "set", name, "up")
             _run("ip", "-n", other, "link", "set", other_name, "up")

@@ -5,6 +5,7 @@
 | imix | 60, 590 and 1514 bytes, 7 : 4 : 1 |
 | 64 | 60 bytes (64 with the FCS) |
 | 1514 | 1514 bytes |
+| 9000 | 8996 bytes (9000 with the FCS) |
 
 12 % are IPv6, 18 % have a VLAN tag. Each of the 400 servers has one TCP port; every fourth one is worth a rule, so about a quarter of all
 packets is selected by 100 rules (an untagged `host` sees no tagged packet, in libpcap and so in ours).
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-SIZES = {"imix": ((60, 7), (590, 4), (1514, 1)), "64": ((60, 1),), "1514": ((1514, 1),)}
+SIZES = {"imix": ((60, 7), (590, 4), (1514, 1)), "64": ((60, 1),), "1514": ((1514, 1),), "9000": ((8996, 1),)}
 N_SERVERS, N_FLOWS = 400, 100_000
 IPV6_SHARE, VLAN_SHARE = 0.12, 0.18
 START_S = 1_767_258_000

@@ -29,6 +29,7 @@ NEEDS = {
     "classbench": (libpcap.needs_libpcap, needs_rule_sets),
     "explain": needs_rule_sets,
     "live": (pytest.mark.root, needs_root),
+    "rfc2544": (pytest.mark.root, needs_root),
 }
 
 
@@ -42,7 +43,7 @@ def test_every_bench_prints_a_number_on_each_line(name: str) -> None:
     for row in rows:
         assert set(row) >= FIELDS
         assert row["bench"] == name
-        assert row["value"] > 0
+        assert row["value"] > 0 or row["case"].endswith("recovery after that")
 
 
 def test_an_unknown_bench_is_refused_in_words() -> None:
@@ -55,18 +56,19 @@ def test_an_unknown_bench_is_refused_in_words() -> None:
 @pytest.mark.parametrize("size", sorted(workload.SIZES))
 def test_the_workload_is_what_tcpdump_reads(tmp_path: Path, size: str) -> None:
     capture = tmp_path / "in.pcap"
-    workload.write_capture(capture, size, 20_000)
+    n_packets = 2_000 if size == "9000" else 20_000
+    workload.write_capture(capture, size, n_packets)
 
     def selected(expression: str) -> int:
         run = subprocess.run(["tcpdump", "--count", "-r", str(capture), expression], capture_output=True, text=True, check=True)
         return int(run.stdout.split()[0])
 
     whole = selected("")
-    assert whole == count_packets(capture) == 20_000
+    assert whole == count_packets(capture) == n_packets
     assert 0.05 < selected("ip6 or (vlan and ip6)") / whole < 0.2
     assert 0.1 < selected("vlan") / whole < 0.3
     assert 0.2 < selected(" or ".join(f"({term})" for term in workload.terms(100))) / whole < 0.3
-    assert selected("greater 1515") == (selected("vlan and greater 1515"))
+    assert selected("greater 1515") == (whole if size == "9000" else selected("vlan and greater 1515"))
 
 
 def test_the_workload_is_the_same_at_every_run(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.small import HIGHEST, LOWEST, highest
+from bench.scene import HIGHEST, LOWEST, highest
 
 
 def agent(carries: float, *, generator: float = HIGHEST) -> Callable[[float], tuple[float, float]]:
