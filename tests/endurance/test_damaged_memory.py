@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -17,7 +16,7 @@ import pytest
 from broker.core import layout
 from broker.core.shm import pipeline_directory
 from tests.cli.tapmesh import Broker, numbered, running, tapmesh, write_config
-from tests.endurance.sizes import size
+from tests.endurance.sizes import seed, size
 from tests.packets import gre, pcap
 from tests.waiting import until
 
@@ -98,8 +97,8 @@ def test_a_block_with_too_many_packets_is_found(fed: Fed, value: int) -> None:
 def test_noise_anywhere_kills_nobody(tmp_path: Path) -> None:
     """Words of noise in cursors, block headers, rows, outer headers and tickets, while packets pass. A worker may find it and give up; none
     may be ended by the kernel for reading where there is nothing."""
-    n_words, seed = size("damaged_words", 3000, 1_000_000), int(os.environ.get("TAPMESH_SEED", "0")) or random.randrange(1 << 30)
-    rng = random.Random(seed)
+    n_words, number = size("damaged_words", 3000, 1_000_000), seed()
+    rng = random.Random(number)
     source = tmp_path / "in.pcap"
     source.write_bytes(pcap(numbered(200_000)))
     config = write_config(tmp_path / "c.yaml", source, to=tmp_path / "out.pcap", pace=60_000)
@@ -117,5 +116,5 @@ def test_noise_anywhere_kills_nobody(tmp_path: Path) -> None:
                     words[rng.randrange(first, len(words)) if rng.random() < 0.7 else first + rng.randrange(2048)] = value
                 done += 50
             died = [event for event in broker.events("worker_died") if event["status"] in by_the_kernel]
-            assert not died, (seed, died)
-            assert broker.process.poll() in (None, 0, 1), (seed, broker.stderr)
+            assert not died, (number, died)
+            assert broker.process.poll() in (None, 0, 1), (number, broker.stderr)
