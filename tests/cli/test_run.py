@@ -318,7 +318,9 @@ http: 127.0.0.1:{port}
         assert get(port, "/readyz")[0] == 503
         assert len(broker.events("worker_given_up")) == 1
         assert broker.stop() == 1
-        assert broker.stderr.splitlines()[-1].startswith("vxlan on 192.0.2.1 port 4789: ")
+        told = broker.stderr.splitlines()[-2:]
+        assert told[0].startswith("vxlan on 192.0.2.1 port 4789: ")
+        assert told[1] == "capture[0.0]: exit status 78: it cannot work as it is configured"
         assert nothing_left(broker.name)
 
 

@@ -181,6 +181,7 @@ OVERFLOWED = {"kernel", "shed_in_kernel"}
 def check(run: Run, may_drop: set[str] = OVERFLOWED) -> None:
     """Stop it. All that was promised of what was sent, by the ledger, the receiver, the file and the store; `may_drop`: reasons."""
     run.sender.stop()
+    until(lambda: everything(run.directory / "store"), "the store to have written")  # it may just have been killed
     assert run.broker.stop() == 0, run.broker.stderr
     lost = kernel_lost(run)
     run.receiver.stop()

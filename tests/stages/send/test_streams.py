@@ -221,7 +221,7 @@ def test_a_reader_that_goes_with_records_of_ours_is_counted(tmp_path: Path) -> N
         until(lambda: not egress_of(sender)._usher._returned, "the usher to hold it")
         begun = next(iter(egress_of(sender)._usher._here.values())).held
     until_read_by(sender, 0)
-    until(lambda: not egress_of(sender)._usher._here, "the usher to see that it has gone")
+    until(lambda: egress_of(sender)._usher.gone, "the usher to say that it has gone")
     sender.step(block(tool, 2, 41))
     assert sender.drops()["tool_down"] == 2
     assert sender.count("reader_lost_frames") == begun
