@@ -220,8 +220,13 @@ def test_a_reader_that_goes_with_records_of_ours_is_counted(tmp_path: Path) -> N
         assert sender.drops()["full"] > 0
         until(lambda: not egress_of(sender)._usher._returned, "the usher to hold it")
         begun = next(iter(egress_of(sender)._usher._here.values())).held
-    until_read_by(sender, 0)
-    until(lambda: egress_of(sender)._usher.gone, "the usher to say that it has gone")
+    made = egress_of(sender)
+
+    def has_parted() -> bool:
+        made._meet()
+        return not made._readers and not made._n_full
+
+    until(has_parted, "word that the reader has gone")
     sender.step(block(tool, 2, 41))
     assert sender.drops()["tool_down"] == 2
     assert sender.count("reader_lost_frames") == begun
