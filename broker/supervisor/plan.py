@@ -8,7 +8,7 @@
 | drain | there, all upstream of it done | Stop (SIGTERM), once |
 | drain | there, every source finished or gone and nobody behind | Stop too: no order is needed where nothing is left |
 | drain | gone with work left, its back-off over | Start, then Stop |
-| drain | a capture, gone without having been stopped | Start, then Stop: its socket may be kept, with packets. Not if it dies again and again |
+| drain | a capture, gone without having been stopped; not one that dies again and again | Start, then Stop: a kept socket holds packets |
 | drain | gone and nothing left for it | done; the flows stage only once it was asked to stop: without a block it still ends its flows |
 
 Started downstream first, drained upstream first. *Never*: two processes for one worker, a Start while one is being killed.
@@ -195,7 +195,8 @@ def done(worker: WorkerId, seen: Seen, book: Book) -> bool:
 
 def _drain(now_ns: int, seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, Book]) -> list[Action]:
     actions: list[Action] = []
-    if quiet(seen):
+    lost = any(w.kind == "capture" and not s.pid and not done(w, s, books[w]) for w, s in seen.items())  # to be brought back
+    if quiet(seen) and not lost:
         left = [w for w in seen if not seen[w].pid and not done(w, seen[w], books[w]) and now_ns >= books[w].not_before_ns]
         return [*map(Start, left), *(Stop(w) for w, s in seen.items() if s.up and not books[w].asked_to_stop)]
     turn = next((kind for kind in STAGES if any(w.kind == kind and not done(w, seen[w], books[w]) for w in seen)), None)
