@@ -90,6 +90,7 @@ class Runner:
         self.stage.open(self._context())
         self.stage.load(generation)
         self.generation = row["generation"] = first
+        row["heartbeat_ns"] = time.monotonic_ns()  # opening may have taken longer than who runs may be silent
         row["state"] = layout.STATE_RUNNING
         self.log.info("worker_started", pid=os.getpid(), epoch=int(row["epoch"]), seq=self.ring.seq, generation=first)
         try:

@@ -22,9 +22,13 @@ from broker.core.messages import MessageError, unpack_map
 from broker.privileges import orders
 
 SOCKET_NAME = "opener.sock"
-MESSAGE_BYTES = 4096
-WAIT_S = 5.0
-"""The opener answers in a millisecond; one that is silent for so long hangs (OSError: ETIMEDOUT)."""
+MESSAGE_BYTES = 65_536
+"""The longest is the list of what is kept."""
+
+WAIT_S = 1.5
+"""The opener answers in a millisecond; one that is silent for so long hangs (TimeoutError). Less than a worker may be without heartbeat."""
+HUNG_WAIT_S = 0.1
+"""How long it is waited for after it has been found to hang, until it answers again."""
 
 LOOK_S = 0.1
 """How often it is looked whether the opener is another."""
@@ -32,6 +36,7 @@ LOOK_S = 0.1
 _place: Path | None = None
 _number = 0  # of its inode: another opener has another socket
 _look_s = 0.0  # when next
+_hangs = False
 _ours: dict[str, tuple[str, socket.socket]] = {}  # what is kept for us: name -> described, and our own
 
 
@@ -80,9 +85,9 @@ def release(name: str) -> bool:
     return orders.release(name) if found is None else bool(found[0])
 
 
-def rules_passed_by() -> str:
-    """As `orders.rules_passed_by`."""
-    found = _ask("rules_passed_by")
+def rules_passed_by(wait_s: float = WAIT_S) -> str:
+    """As `orders.rules_passed_by`; TimeoutError after `wait_s`."""
+    found = _ask("rules_passed_by", wait_s=wait_s)
     return orders.rules_passed_by() if found is None else str(found[0])
 
 
@@ -93,7 +98,8 @@ def keep(name: str, described: str, opened: socket.socket) -> bool:
 
 
 def find_kept(name: str, described: str) -> socket.socket | None:
-    """What one before us has kept, if it is what we would open; None: nothing is."""
+    """What one before us has kept, if it is what we would open; None: nothing is. OSError: nobody can tell, and to open another would
+    lose what this one holds."""
     try:
         found = _ask("find", name=name, described=described)
     except OSError as error:
@@ -148,18 +154,23 @@ def all_kept() -> list[KeptSocket]:
     return found
 
 
-def _ask(do: str, fd: int = -1, /, **arguments: Any) -> tuple[Any, int] | None:
-    """(value, descriptor or -1); None: there is no opener. `fd` goes with the order. OSError as the kernel put it there."""
+def _ask(do: str, fd: int = -1, /, *, wait_s: float = WAIT_S, **arguments: Any) -> tuple[Any, int] | None:
+    """(value, descriptor or -1); None: there is no opener. `fd` goes with the order. OSError as the kernel put it there; TimeoutError."""
+    global _hangs
     if _place is None:
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-        connection.settimeout(WAIT_S)
+        connection.settimeout(min(wait_s, HUNG_WAIT_S) if _hangs else wait_s)
         try:
             connection.connect(os.fspath(_place))
             socket.send_fds(connection, [msgpack.packb({"do": do, **arguments})], [fd] if fd >= 0 else [])
             raw, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
         except (ConnectionError, FileNotFoundError):
             return None  # it is gone: the kernel says below what we may not do ourselves
+        except (TimeoutError, BlockingIOError):  # the latter: more wait to be heard than it has room for
+            _hangs = True
+            raise TimeoutError(errno.ETIMEDOUT, "the opener does not answer") from None
+    _hangs = False
     if not raw:
         return None
     try:

@@ -8,6 +8,7 @@
 | drain | there, all upstream of it done | Stop (SIGTERM), once |
 | drain | there, every source finished or gone and nobody behind | Stop too: no order is needed where nothing is left |
 | drain | gone with work left, its back-off over | Start, then Stop |
+| drain | a capture, gone without having been stopped; not one that dies again and again | Start, then Stop: a kept socket holds packets |
 | drain | gone and nothing left for it | done; the flows stage only once it was asked to stop: without a block it still ends its flows |
 
 Started downstream first, drained upstream first. *Never*: two processes for one worker, a Start while one is being killed.
@@ -34,6 +35,8 @@ _HOPELESS = {
     EXIT_DAMAGED: "its shared memory is damaged, the log says where; its lane stands still until the pipeline is made anew",
 }
 BACK_OFF_FIRST_S, BACK_OFF_LAST_S = 0.05, 5.0
+BROUGHT_BACK = 5
+"""So many failures in a row a capture may have had to be started once more in a drain."""
 HEALTHY_NS = 10 * SECOND_NS
 """After so much health a worker's failures are forgotten."""
 
@@ -179,18 +182,21 @@ def _may_start(worker: WorkerId, now_ns: int, seen: Mapping[WorkerId, Seen], boo
 
 
 def done(worker: WorkerId, seen: Seen, book: Book) -> bool:
-    """Nothing more will or can be had from it in a drain. A capture that is gone is not brought back to take more."""
+    """Nothing more will or can be had from it in a drain."""
     if seen.pid:
         return False
     ended = book.stopped or bool(book.given_up)
     if worker.kind == READER and book.was_up:
         return ended
-    return ended or worker.kind == "capture" or not seen.behind
+    if worker.kind == "capture":
+        return ended or not book.was_up or book.failures > BROUGHT_BACK
+    return ended or not seen.behind
 
 
 def _drain(now_ns: int, seen: Mapping[WorkerId, Seen], books: Mapping[WorkerId, Book]) -> list[Action]:
     actions: list[Action] = []
-    if quiet(seen):
+    lost = any(w.kind == "capture" and not s.pid and not done(w, s, books[w]) for w, s in seen.items())  # to be brought back
+    if quiet(seen) and not lost:
         left = [w for w in seen if not seen[w].pid and not done(w, seen[w], books[w]) and now_ns >= books[w].not_before_ns]
         return [*map(Start, left), *(Stop(w) for w, s in seen.items() if s.up and not books[w].asked_to_stop)]
     turn = next((kind for kind in STAGES if any(w.kind == kind and not done(w, seen[w], books[w]) for w in seen)), None)

@@ -33,15 +33,15 @@ def families(input_: Input) -> list[socket.AddressFamily]:
 
 
 def open_socket(input_: Input, family: socket.AddressFamily, lane: int) -> socket.socket:
-    """Bound, and with a large buffer; that of a worker before us, if the opener has kept it. SourceError in words."""
+    """Bound, and with a large buffer; that of a worker before us, if the opener has kept it. SourceError in words; OSError when it may be
+    kept and cannot be had: to be tried again, for another would leave behind what it holds."""
     name = described(input_)
     kept = _kept_as(lane, family)
     wanted = f"{name} {input_.buffer_bytes}"
-    with contextlib.suppress(OSError):  # an opener that hangs says so when it is to open one
-        if found := asking.find_kept(kept, wanted):
-            found.setblocking(False)
-            _take_all(found)
-            return found
+    if found := asking.find_kept(kept, wanted):
+        found.setblocking(False)
+        _take_all(found)
+        return found
     raw = input_.listen == "gre"
     try:
         opened = asking.open_socket(
@@ -52,6 +52,8 @@ def open_socket(input_: Input, family: socket.AddressFamily, lane: int) -> socke
         )
     except PermissionError:
         raise SourceError(name, None, "receiving GRE needs the capability CAP_NET_RAW (or root); gre-udp needs none") from None
+    except TimeoutError:  # the opener hangs: that may pass
+        raise
     except OSError as error:
         raise SourceError(name, None, os.strerror(error.errno or 0)) from None
     try:

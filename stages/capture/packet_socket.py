@@ -48,18 +48,21 @@ class PacketSocket:
     """Open from the start; `close` once. Nothing here is done per packet."""
 
     def __init__(self, input_: Input, lane: Lane, program: bytes) -> None:
-        """`program`: what the kernel lets through, see `socket_filter`. SourceError in words."""
+        """`program`: what the kernel lets through, see `socket_filter`. SourceError in words; OSError when it may be kept and cannot be
+        had: to be tried again, for another would leave behind what it holds."""
         self.name = input_.interface
         self.block_bytes = BLOCK_BYTES if input_.ring_bytes >= 2 * BLOCK_BYTES else _MIN_BLOCK_BYTES
         self.n_blocks = max(input_.ring_bytes // self.block_bytes, 2)
         self._kept_as = f"capture-{lane.number}"
         self._described = f"{self.name} {input_.ring_bytes} {input_.latency_ms} {input_.promiscuous} {lane.fanout_group}/{lane.fanout_size}"
-        taken_over = self._find()
+        taken_over = asking.find_kept(self._kept_as, self._described)
         self.is_taken_over = taken_over is not None
         try:
             self._socket = taken_over or asking.open_socket(socket.AF_PACKET, socket.SOCK_RAW)
         except PermissionError:
             raise SourceError(self.name, None, "capturing needs the capability CAP_NET_RAW (or root)") from None
+        except TimeoutError:  # the opener hangs: that may pass
+            raise
         except OSError as error:
             raise SourceError(self.name, None, f"no packet socket can be had: {error.strerror or error}") from None
         try:
@@ -77,11 +80,6 @@ class PacketSocket:
             self._socket.close()
             raise
         self.ring_at = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
-
-    def _find(self) -> socket.socket | None:
-        with contextlib.suppress(OSError):  # an opener that hangs says so when it is to open one
-            return asking.find_kept(self._kept_as, self._described)
-        return None
 
     def _set_up(self, input_: Input) -> None:
         sock, number = self._socket, self._number()

@@ -52,6 +52,10 @@ def choose(tool: Tool) -> tuple[str, str]:
     hop = find_next_hop(tunnel)
     if isinstance(hop, NoHop) and not hop.passing:
         return "socket", hop.reason
-    if passed_by := rules_passed_by():
+    try:
+        passed_by = rules_passed_by()
+    except TimeoutError as error:
+        passed_by = f"the rules that a packet socket would go past are not known: {error.strerror}"
+    if passed_by:
         return "socket", passed_by
     return "packet", "the next hop is on Ethernet, and no rules are passed by"

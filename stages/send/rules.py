@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from broker.privileges.asking import rules_passed_by
 
 LOOK_EVERY_NS = 250_000_000
+WAIT_S = 0.2
+AGAIN_NS = 5_000_000_000
+"""Whoever sends waits meanwhile: an opener that hangs is waited for so long, and asked again after that; what was found last holds."""
 
 
 class Rules:
@@ -19,6 +23,9 @@ class Rules:
 
     def now(self) -> str:
         if time.monotonic_ns() >= self._due_ns:
-            self._found = rules_passed_by()
-            self._due_ns = time.monotonic_ns() + LOOK_EVERY_NS
+            every_ns = AGAIN_NS
+            with contextlib.suppress(TimeoutError):
+                self._found = rules_passed_by(WAIT_S)
+                every_ns = LOOK_EVERY_NS
+            self._due_ns = time.monotonic_ns() + every_ns
         return self._found

@@ -176,10 +176,11 @@ def test_drain_brings_a_worker_back_that_died_with_work_left():
 
 @pytest.mark.parametrize("capture", [running(state=STATE_FINISHED), running(state=STATE_STOPPED), Seen()])
 def test_drain_stops_all_at_once_when_nothing_will_come_and_nothing_is_left(capture: Seen):
+    book = UP if capture.pid else Book(was_up=True, stopped=True)
     expected = {Stop(S), Stop(E), Stop(F)} | ({Stop(C)} if capture.up else set())
-    assert set(decide(all_up() | {C: (capture, UP)}, Phase.DRAIN)) == expected
+    assert set(decide(all_up() | {C: (capture, book)}, Phase.DRAIN)) == expected
     assert decide(all_up(), Phase.DRAIN) == [Stop(C)]  # while capture runs something may come
-    still_there = {C: (capture, UP), E: (running(behind=True), UP)}
+    still_there = {C: (capture, book), E: (running(behind=True), UP)}
     assert Stop(S) not in decide(all_up() | still_there, Phase.DRAIN)
 
 
@@ -195,8 +196,19 @@ def test_drain_does_not_bring_back_what_it_has_stopped():
     assert decide(workers, Phase.DRAIN) == []
 
 
-def test_drain_does_not_bring_back_a_capture_or_one_given_up():
-    workers = all_up() | {C: (Seen(), Book(was_up=True, failures=1)), F: (Seen(behind=True), Book(given_up="78"))}
+@pytest.mark.parametrize("left", [False, True])
+def test_drain_brings_back_a_capture_that_died_for_its_socket_may_hold_packets(left: bool):
+    dead = all_busy() if left else all_up()
+    dead[C] = (Seen(), Book(was_up=True, failures=plan.BROUGHT_BACK))
+    assert decide(dead, Phase.DRAIN) == [Start(C)]  # those downstream are needed still
+    dead[C] = (Seen(), Book(was_up=True, failures=1, not_before_ns=NOW + 1))
+    assert not {Start(C), Stop(F)} & set(decide(dead | {F: (running(behind=True), UP)}, Phase.DRAIN))
+    assert not plan.drained({C: Seen()}, {C: Book(was_up=True, failures=1)})
+
+
+@pytest.mark.parametrize("book", [Book(was_up=True, failures=plan.BROUGHT_BACK + 1), Book(was_up=True, given_up="78"), Book(failures=1)])
+def test_drain_does_not_bring_back_a_capture_that_cannot_work_or_one_given_up(book: Book):
+    workers = all_up() | {C: (Seen(), book), F: (Seen(behind=True), Book(given_up="78"))}
     assert decide(workers | {E: (running(behind=True), UP)}, Phase.DRAIN) == [Stop(E)]
 
 
