@@ -41,6 +41,10 @@ class Kept:
         if fd >= 0:
             os.close(fd)
 
+    def drop_all(self) -> None:
+        for name in tuple(self._held):
+            self.drop(name)
+
     def list(self) -> list[tuple[str, str]]:
         """(name, described) of each."""
         return [(name, described) for name, (described, _) in self._held.items()]

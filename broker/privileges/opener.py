@@ -73,6 +73,7 @@ def serve(control: socket.socket) -> None:
         if control.fileno() in ready:
             raw, fds, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
             if fds:
+                kept.drop_all()  # another pipeline of the name: its positions are not of those sockets
                 listener = socket.socket(fileno=fds[0])
                 listener.setblocking(False)
                 path = unpack_map(raw, path=str)["path"]

@@ -126,7 +126,9 @@ class Interface:
             self._count_restart()
             self._retry_later()
         except SourceError:
-            self.close()
+            if self._socket is not None:
+                self._socket.end()  # nobody will come for it
+                self._socket = None
             raise
 
     @property
@@ -169,6 +171,7 @@ class Interface:
     def _attach(self, *, refuse: bool = False) -> None:
         socket = self._socket = PacketSocket(self._input, self._context.lane, self._program)
         if socket.is_taken_over and not self._take_over(socket):
+            self._reading.take(socket.fileno())
             socket.end()
             socket = self._socket = PacketSocket(self._input, self._context.lane, self._program)
         if not socket.is_taken_over:

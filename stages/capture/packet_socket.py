@@ -74,6 +74,7 @@ class PacketSocket:
             self.attach(program)
         except OSError as error:
             self._socket.close()
+            self._drop()
             told = {errno.ENODEV: AbsentError, errno.ENXIO: AbsentError, errno.ENETDOWN: DownError}.get(error.errno or 0, SourceError)
             raise told(self.name, None, _in_words(error)) from None
         except SourceError:
@@ -184,6 +185,9 @@ class PacketSocket:
     def end(self) -> None:
         """Close it for good."""
         self.close()
+        self._drop()
+
+    def _drop(self) -> None:
         with contextlib.suppress(OSError):
             asking.drop_kept(self._kept_as)
 
