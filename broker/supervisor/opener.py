@@ -22,9 +22,11 @@ from broker.core.model import Config
 from broker.privileges import asking, capabilities, sandbox
 from broker.privileges.capabilities import NAMES, NET_ADMIN, NET_RAW
 from broker.supervisor.processes import attach, find
+from broker.supervisor.pulse import Pulse
 
 MODULE = "broker.privileges.opener"
 END_S = 2.0
+_HANGS = "the opener does not answer: what is open goes on, but nothing that needs a capability can be opened until it does"
 _GONE = "the opener has ended: nothing that needs a capability can be opened any more; start tapmesh again, the data path goes on meanwhile"
 
 
@@ -47,7 +49,9 @@ class Opener:
         self._name, self._log = name, log
         self._child: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._told = False
+        self._told = ""
+        self._pulse: Pulse | None = None
+        self._hangs = False
         self.kept: frozenset[int] = frozenset()
 
     def start(self, config: Config) -> None:
@@ -86,6 +90,7 @@ class Opener:
             for kept in inherited:
                 with kept.socket, contextlib.suppress(OSError):
                     asking.keep(kept.name, kept.described, kept.socket)
+            self._pulse = Pulse(path, msgpack.packb({"do": "list"}), asking.MESSAGE_BYTES)
         asking.use(directory)
 
     def _end_others(self) -> None:
@@ -109,14 +114,25 @@ class Opener:
             return []
 
     def check(self) -> None:
-        """Say once that it has ended."""
-        if self._child is not None and self._child.poll() is not None and not self._told:
-            self._told = True
-            self._log.error("opener_died", status=self._child.returncode, reason=self.trouble())
+        """Say once that it has ended, or that it hangs."""
+        if self._child is None:
+            return
+        ended = self._child.poll() is not None
+        self._hangs = not ended and self._pulse is not None and self._pulse.hangs()
+        trouble = self.trouble()
+        if trouble == self._told:
+            return
+        self._told = trouble
+        if trouble:
+            self._log.error("opener_died" if ended else "opener_hangs", pid=self._child.pid, status=self._child.returncode, reason=trouble)
+        else:
+            self._log.info("opener_answers", pid=self._child.pid)
 
     def trouble(self) -> str:
         """In words; empty: none."""
-        return _GONE if self._child is not None and self._child.returncode is not None else ""
+        if self._child is not None and self._child.returncode is not None:
+            return _GONE
+        return _HANGS if self._hangs else ""
 
     def quit(self) -> None:
         """End it: the pipeline is no more."""
@@ -132,6 +148,9 @@ class Opener:
 
     def leave(self) -> None:
         """Let it run on."""
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -255,6 +255,21 @@ def kept_of(name: str) -> set[str]:
     return {kept.name for kept in found}
 
 
+def test_an_opener_that_hangs_is_told_until_it_answers(wires: Wires, tmp_path: Path) -> None:  # noqa: F811
+    with contextlib.ExitStack() as stack:
+        broker = start(wires, tmp_path, stack, unique_name())
+        receiver = Receiver(wires.c, socket.AF_INET)
+        stack.callback(receiver.socket.close)
+        (opener,) = openers(broker.name)
+        os.kill(opener, signal.SIGSTOP)
+        until(lambda: broker.events("opener_hangs"), "the supervisor to say so")
+        arrives(wires, receiver, 20)
+        os.kill(opener, signal.SIGCONT)
+        until(lambda: broker.events("opener_answers"), "word that it answers")
+        assert not broker.events("opener_died")
+        assert broker.stop() == 0, broker.stderr
+
+
 @pytest.mark.parametrize(
     "request_",
     [
