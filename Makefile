@@ -30,7 +30,7 @@ test: .venv/test.stamp kernels
 	.venv/bin/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
 
 endurance: .venv/test.stamp kernels
-	TAPMESH_LENGTH=1 .venv/bin/python -m pytest tests/endurance -s $(PYTEST_ARGS)
+	TAPMESH_LENGTH=1 .venv/bin/python -m pytest tests/endurance tests/stages/filter/test_mutated.py -s $(PYTEST_ARGS)
 
 FUZZ ?= files language records packet configuration messages pipeline segment
 FUZZ_SECONDS ?= 60
