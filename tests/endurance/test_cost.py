@@ -20,6 +20,7 @@ from broker.core.batch import Batch
 from tests import packets as p
 from tests.classbench import needs_rule_sets
 from tests.endurance import deep
+from tests.endurance.sizes import LONG
 from tests.stages import delivery
 from tests.stages.encapsulate.shaping import TWO, Shaping
 from tests.stages.filter import mutations
@@ -29,7 +30,7 @@ from tests.stages.filter.hostile import policy as of_texts
 MOST = 10
 ATTEMPTS = 4
 BLOCK = 16
-EFFORT = Effort(("acl1", "fw1", "ipc1"), (10, 1_000), 16, 1, 16, 5)
+EFFORT = Effort(("acl1", "fw1", "ipc1") if LONG else ("fw1",), (10, 1_000), 16, 1, 16, 5)
 
 
 def mutated(n: int) -> list[bytes]:

@@ -25,7 +25,7 @@ from tests.stages.capture.writers import Pcapng, frame
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = size("hostile_files", 100_000, 100_000)
-SECONDS = 100_000 if LONG else 6  # of CPU time, of each process
+SECONDS = 100_000 if LONG else 4  # of CPU time, of each process
 SEEDS = (1, 2)
 
 
