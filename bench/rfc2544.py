@@ -5,7 +5,8 @@
 | rate without loss | 26.1 | packets per second, by bisection |
 | latency at SHARE of it | 26.2 | p99 in microseconds, p50 and p99.9 beside it, of stamped packets among the load |
 | burst without loss | 26.4 | frames, sent as fast as the generator can; `most_offered` is the longest that was tried |
-| forwarded at twice the rate | | share of the rate without loss that still arrives when twice as much is offered |
+| forwarded at twice the rate | | share of the rate without loss that still arrives when twice as much (`offered`: what the generator \
+could) is offered |
 | recovery | 26.5 | seconds at half the rate, after that overload, until the last packet is lost |
 
 Sizes are with the frame check sequence, as there. Each run has an agent of its own. It has all cores but the first, which the generator
@@ -15,6 +16,7 @@ has; on a machine with one they share it. What is lost after the overload is see
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import statistics
@@ -69,6 +71,7 @@ class Run:
     rate: float = 0.0
     latencies: dict[float, list[float]] = field(default_factory=dict)  # by share of the rate; microseconds, in order of size
     burst: int = 0
+    offered: float = 0.0  # in the overload, of the rate: less than OVERLOAD where the generator could not
     forwarded: float = 0.0
     recovery_s: float = 0.0
 
@@ -109,7 +112,7 @@ def run(scene: Scene, pipeline: Pipeline, times: Times) -> Run:
     for share in SHARES:
         made.latencies[share] = scene.latencies_under(share * made.rate, times.stamps)
     made.burst = longest_burst(scene, times)
-    made.forwarded, made.recovery_s = overload(scene, pipeline, made.rate, times)
+    made.offered, made.forwarded, made.recovery_s = overload(scene, pipeline, made.rate, times)
     return made
 
 
@@ -130,10 +133,12 @@ def longest_burst(scene: Scene, times: Times) -> int:
     return low
 
 
-def overload(scene: Scene, pipeline: Pipeline, rate: float, times: Times) -> tuple[float, float]:
-    """(share of `rate` that arrived at OVERLOAD times as much, seconds at half of it until the last loss)"""
+def overload(scene: Scene, pipeline: Pipeline, rate: float, times: Times) -> tuple[float, float, float]:
+    """(what was offered, what arrived of it, both as shares of `rate`; seconds at half of it until the last loss)"""
     before, began = scene.wires.received(), time.monotonic()
-    subprocess.run(scene.generator(OVERLOAD * rate, int(OVERLOAD * rate * times.overload_s)), check=True, capture_output=True)
+    n = int(OVERLOAD * rate * times.overload_s)
+    said = subprocess.run(scene.generator(OVERLOAD * rate, n), check=True, capture_output=True).stdout
+    offered = n / json.loads(said)["wall_s"] / rate
     wanted = sum(scene.passes) / len(scene.passes)
     forwarded = (scene.wires.received() - before) / (time.monotonic() - began) / wanted / rate
     after = subprocess.Popen(scene.generator(rate / 2, int(rate / 2 * times.recovery_s)), stdout=subprocess.DEVNULL)
@@ -145,7 +150,7 @@ def overload(scene: Scene, pipeline: Pipeline, rate: float, times: Times) -> tup
             lost, last = now, time.monotonic()
     if after.returncode:
         raise RuntimeError(f"the generator ended with {after.returncode}")
-    return forwarded, last - began
+    return offered, forwarded, last - began
 
 
 def losses(pipeline: Pipeline) -> int:
@@ -167,7 +172,13 @@ def rows(size: str, runs: list[Run], times: Times) -> Iterator[Row]:
         beside = {name: round(statistics.median(found), 1) for name, found in at.items()}
         yield _row(f"{size}: latency at {share:.0%} of it: p99", [_of(r.latencies[share], 0.99) for r in runs], "us", beside)
     yield _row(f"{size}: burst without loss", [float(r.burst) for r in runs], "frames", {"most_offered": times.longest_burst})
-    yield _row(f"{size}: forwarded at {OVERLOAD:.0f} times the rate", [r.forwarded for r in runs], "of the rate without loss")
+    median_of_offered = round(statistics.median(r.offered for r in runs), 2)
+    yield _row(
+        f"{size}: forwarded at {OVERLOAD:.0f} times the rate",
+        [r.forwarded for r in runs],
+        "of the rate without loss",
+        {"offered": median_of_offered},
+    )
     yield _row(f"{size}: recovery after that", [r.recovery_s for r in runs], "s")
 
 
