@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.layout import PACKET_TAG_RESTORED, SOURCE_ABSENT, SOURCE_DOWN, SOURCE_FINE, SOURCE_NO_LINK, Geometry
+from broker.core.layout import PACKET_TAG_RESTORED, Geometry
 from broker.core.model import Input, Lane
 from stages.capture.errors import SourceError
 from tests.netns import Namespace, connect, needs_root
@@ -321,63 +321,6 @@ def test_nothing_to_do_means_nothing_to_wake_up_for(tmp_path: Path, wire: Wire) 
         wire.send(_frame(n))
         until(lambda: _readable(worker), "the descriptor")
         _take(worker, n + 1)
-
-
-def _trouble(worker: Worker) -> int:
-    return worker.count("source_trouble")
-
-
-def test_an_interface_that_is_missing_or_down_at_the_start_is_waited_for(tmp_path: Path, wire: Wire) -> None:
-    wire.host.ip("link", "del", wire.far)
-    worker = _worker(tmp_path, wire).start()
-    assert worker.step() == 0
-    assert _trouble(worker) == SOURCE_ABSENT
-    wire.host.ip("link", "add", wire.far, "type", "veth", "peer", "name", wire.near)
-    until(lambda: worker.step() == 0 and _trouble(worker) == SOURCE_DOWN, "word that it is there, and down", 1.0)
-    for end in (wire.far, wire.near):
-        wire.host.ip("link", "set", end, "up")
-    until(lambda: _sent(wire, _frame(2)) and worker.step(), "a packet after the interface came up", 1.0)
-    assert _trouble(worker) == SOURCE_FINE
-
-
-def test_what_is_wrong_with_an_interface_is_told_while_it_is(tmp_path: Path, wire: Wire) -> None:
-    """Down, and no link because the far end is down; each within a second, there and back. An idle link that works is no trouble."""
-    worker = _worker(tmp_path, wire).start()
-    for end, trouble in ((wire.near, SOURCE_DOWN), (wire.far, SOURCE_NO_LINK)):
-        wire.host.ip("link", "set", end, "down")
-        until(lambda trouble=trouble: worker.step() == 0 and _trouble(worker) == trouble, f"trouble {trouble}", 1.0)  # type: ignore[misc]
-        wire.host.ip("link", "set", end, "up")
-        until(lambda: worker.step() == 0 and _trouble(worker) == SOURCE_FINE, "an end of the trouble", 1.0)
-
-
-def test_a_renamed_interface_is_captured_until_another_takes_the_name(tmp_path: Path, wire: Wire) -> None:
-    worker = _worker(tmp_path, wire).start()
-    wire.host.ip("link", "set", wire.near, "name", "tm-other")  # since Linux 6.1 also while it is up
-    wire.send(_frame(1))
-    _take(worker, 1)
-    until(lambda: worker.step() == 0 and _looked(worker) == "tm-other", "the new name seen", 1.0)
-    assert _trouble(worker) == SOURCE_FINE
-    other = Wire(wire.host, far="tm-far2")
-    other.make()
-    until(lambda: _sent(other, _frame(2)) and worker.step(), "a packet from the one that has the name now", 2.0)
-    assert worker.records[-1].data == _frame(2)[:18] + worker.records[-1].data[18:]
-    assert _trouble(worker) == SOURCE_FINE
-
-
-def _looked(worker: Worker) -> str:
-    return str(worker.capture._source._name)
-
-
-def test_a_changed_mtu_changes_nothing_for_capture(tmp_path: Path, wire: Wire) -> None:
-    worker = _worker(tmp_path, wire).start()
-    sizes = (60_000, 1500, 65_000)
-    for n, mtu in enumerate(sizes):
-        for end in (wire.far, wire.near):
-            wire.host.ip("link", "set", end, "mtu", str(mtu))
-        wire.send(_frame(n, mtu + 14))
-        _take(worker, n + 1)
-    assert [r.wirelen for r in worker.records] == [mtu + 14 for mtu in sizes]
-    assert _trouble(worker) == SOURCE_FINE
 
 
 def test_a_restarted_worker_waits_for_an_interface_that_is_missing(tmp_path: Path, wire: Wire) -> None:

@@ -22,10 +22,10 @@ from stages.capture.packet_socket import PacketSocket
 from stages.capture.reading import READING, Reading
 from stages.capture.received import Received
 from stages.capture.socket_filter import TAKE_ALL
-from tests.netns import Namespace, needs_root
+from tests.netns import needs_root
 from tests.privileges.opener import opener_of
 from tests.stages.capture.support import SLOT, Worker
-from tests.stages.capture.test_endpoint import Host, send, take
+from tests.stages.capture.test_endpoint import Host, host, send, take  # noqa: F401 - a fixture
 from tests.stages.capture.test_interface import Wire, _accounted, _drain, _frame, _take, _worker, wire  # noqa: F401 - a fixture
 from tests.stages.wire.tunnels import vxlan
 from tests.waiting import until
@@ -211,21 +211,12 @@ def test_the_kernel_writes_its_counts_where_reading_looks() -> None:
     assert socket.SOL_SOCKET == 1
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with contextlib.closing(Namespace()) as namespace, namespace.inside():
-        made = Host(namespace, tmp_path)
-        yield made
-        for worker in made.workers:
-            worker.die()
-
-
 def _vxlan(*numbers: int) -> list[bytes]:
     return [vxlan(_frame(n), 1) for n in numbers]
 
 
 @pytest.mark.parametrize("has_opener", [True, False])
-def test_what_a_tunnel_input_had_taken_and_not_published_is_counted(host: Host, has_opener: bool) -> None:
+def test_what_a_tunnel_input_had_taken_and_not_published_is_counted(host: Host, has_opener: bool) -> None:  # noqa: F811
     """Datagrams without sequence numbers: no receiver could tell that they are missing."""
     with opener_of(host.directory) if has_opener else contextlib.nullcontext():
         worker = host.worker("vxlan")
@@ -248,7 +239,7 @@ def test_what_a_tunnel_input_had_taken_and_not_published_is_counted(host: Host, 
         assert worker.count("dropped_restart") == 20
 
 
-def test_the_drops_of_a_socket_are_counted_once_by_all_its_workers(host: Host) -> None:
+def test_the_drops_of_a_socket_are_counted_once_by_all_its_workers(host: Host) -> None:  # noqa: F811
     """More than the buffer holds, also while nobody is there; what is rejected after a stop is no loss."""
     with opener_of(host.directory):
         worker = host.worker("vxlan", buffer_bytes=8192)
@@ -273,7 +264,7 @@ def test_the_drops_of_a_socket_are_counted_once_by_all_its_workers(host: Host) -
         assert asking.all_kept() == []
 
 
-def test_a_call_that_was_under_way_is_counted_by_what_the_kernel_has_written(host: Host) -> None:
+def test_a_call_that_was_under_way_is_counted_by_what_the_kernel_has_written(host: Host) -> None:  # noqa: F811
     worker = host.worker("vxlan")
     send("vxlan", _vxlan(*range(20)))
     until(lambda: worker.step(publish=False), "datagrams")
